@@ -1,0 +1,121 @@
+"""Every exception of asynctask, as one tree.
+
+    AsyncTaskError
+    ├── OptionError (TypeError, ValueError)     a decorator was given a wrong option
+    ├── ReservedArgumentError (TypeError)       a parameter has a name that asynctask uses
+    ├── SettingsError (ValueError)              an environment variable or settings file is wrong
+    ├── ParameterBindError (TypeError)          a call does not fit the function's signature
+    ├── ParameterValidationError (ValueError)   a flow's argument does not fit its annotation
+    ├── MappingLengthMismatch (ValueError)      `map` over iterables of different lengths
+    ├── MappingMissingIterable (ValueError)     `map` with nothing to map over
+    ├── BlockingWaitError (RuntimeError)        a blocking wait that could only hang
+    ├── MissingContextError (RuntimeError)      asked for a run's context outside any run
+    ├── RuntimeClosedError (RuntimeError)       work given to a Runtime that is closed
+    ├── RuntimeInUseError (RuntimeError)        a Runtime entered twice
+    ├── TransitionError (RuntimeError)          a move that `states.MOVES` does not allow
+    ├── ObjectNotFound (LookupError)            no such run or limit in the store
+    └── RunError                                a run did not give a value
+        ├── UnfinishedRun                       its result was asked for too early
+        ├── UpstreamTaskError                   it never started: something it needs did not complete
+        ├── ConcurrencyLimitAborted             it never started: a tag of it has a limit of 0
+        ├── TaskTimeoutError (TimeoutError)     an attempt took longer than `timeout_seconds`
+        ├── FailedRun                           it ended Failed and left no exception
+        ├── CancelledRun                        it was cancelled
+        └── CrashedRun                          it was ended by an interrupt, an exit, a closing loop
+
+`Interrupted` stands apart: a BaseException thrown into a thread whose body must stop.
+"""
+
+from __future__ import annotations
+
+
+class AsyncTaskError(Exception):
+    """Base of every exception that asynctask raises on its own account."""
+
+
+class OptionError(AsyncTaskError, TypeError, ValueError):
+    """A decorator or `with_options` was given an option that does not exist, or a wrong value for one."""
+
+
+class ReservedArgumentError(AsyncTaskError, TypeError):
+    """A function has a parameter named `wait_for` or `return_state`, which calls of tasks use themselves."""
+
+
+class SettingsError(AsyncTaskError, ValueError):
+    """An environment variable or a settings file holds a value that cannot be used."""
+
+
+class ParameterBindError(AsyncTaskError, TypeError):
+    """The arguments of a call do not fit the function's signature."""
+
+
+class ParameterValidationError(AsyncTaskError, ValueError):
+    """An argument of a flow does not fit the parameter's annotation."""
+
+
+class MappingLengthMismatch(AsyncTaskError, ValueError):
+    """`map` was given iterables of different lengths."""
+
+
+class MappingMissingIterable(AsyncTaskError, ValueError):
+    """`map` was given nothing to map over."""
+
+
+class BlockingWaitError(AsyncTaskError, RuntimeError):
+    """A blocking wait on the very event loop that would have to do the work; the text says what to write instead."""
+
+
+class MissingContextError(AsyncTaskError, RuntimeError):
+    """Something that belongs to a run was asked for outside any run."""
+
+
+class RuntimeClosedError(AsyncTaskError, RuntimeError):
+    """Work was given to a Runtime that is closing or closed."""
+
+
+class RuntimeInUseError(AsyncTaskError, RuntimeError):
+    """A Runtime was entered a second time, or on a second event loop."""
+
+
+class TransitionError(AsyncTaskError, RuntimeError):
+    """A run was asked to make a move that the table `states.MOVES` does not allow; nothing was changed."""
+
+
+class ObjectNotFound(AsyncTaskError, LookupError):
+    """The store holds no run, or no limit, of that id or name."""
+
+
+class RunError(AsyncTaskError):
+    """A run gave no value; base of the errors that say why."""
+
+
+class UnfinishedRun(RunError):
+    """The result of a run was asked for before the run ended."""
+
+
+class UpstreamTaskError(RunError):
+    """A run did not start, because a run that it depends on did not complete."""
+
+
+class ConcurrencyLimitAborted(RunError):
+    """A run did not start, because one of its tags has a concurrency limit of 0."""
+
+
+class TaskTimeoutError(RunError, TimeoutError):
+    """An attempt took longer than the task's `timeout_seconds`."""
+
+
+class FailedRun(RunError):
+    """A run ended Failed without an exception of its own, for instance by returning `states.Failed(...)`."""
+
+
+class CancelledRun(RunError):
+    """A run was cancelled: by its caller, its flow, or `TaskFuture.cancel()`."""
+
+
+class CrashedRun(RunError):
+    """A run was ended by an interrupt, an interpreter exit, a closing event loop or a lost worker."""
+
+
+class Interrupted(BaseException):
+    """Thrown into a thread to end a body whose run is over (timed out or cancelled); never seen by callers."""

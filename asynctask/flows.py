@@ -1,0 +1,225 @@
+"""`@flow`: a function whose run owns the runs started inside it. The same engine, with a scope around the body."""
+
+from __future__ import annotations
+
+import sys
+import typing
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, Generic, ParamSpec, Self, TypeVar, Unpack, cast, overload
+
+import msgspec
+
+from .engine import execute
+from .errors import OptionError, ParameterValidationError
+from .inputs import failed_upstream, fill, find
+from .loops import current_loop
+from .options import FlowOptions
+from .runs import Run, shown
+from .scopes import Scope
+from .specs import TaskSpec, refuse_unusable
+from .states import State, aggregate
+from .tasks import Definition, _final_state  # pyright: ignore[reportPrivateUsage]
+from .waiting import Port, drive, timed_out
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class FlowDefinition(Definition[P]):
+    """What sync and async flows have in common."""
+
+    what = "flow"
+
+    def __init__(self, fn: Callable[..., Any], given: dict[str, Any], bound: tuple[Any, ...] = ()) -> None:
+        super().__init__(fn, given, bound)
+        if self.spec.is_generator:
+            raise OptionError(f"flow {self.name!r}: a flow cannot be a generator; return a list, or make it a task")
+        self.spec.enclose = enclosed
+        self._checks = checks_of(self.spec) if self.spec.options.validate_parameters else {}
+
+    def with_options(self, **options: Unpack[FlowOptions]) -> Self:
+        """A copy with the named options replaced; None clears one. Raises `OptionError` as the decorator does."""
+        return self._with(cast("dict[str, Any]", options))
+
+    def _new_run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
+        run = super()._new_run(args, kwargs)
+        if self._checks:
+            run.args, run.kwargs = self._validated(run.args, run.kwargs)
+        return run
+
+    def _validated(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        spec = self.spec
+        bound = spec.signature.bind(*args, **kwargs)
+        for name, value in bound.arguments.items():
+            annotation = self._checks.get(name)
+            if annotation is not None and not find((value,)).is_to_fill:
+                bound.arguments[name] = coerced(spec, name, value, annotation)
+        return bound.args, bound.kwargs
+
+
+class Flow(FlowDefinition[P], Generic[P, R]):
+    """A flow whose function is plain: `f(x)` runs in this thread; it may submit async tasks all the same."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run now, in this thread; the value, or with `return_state=True` the final `State`."""
+        run, return_state = self._special_run(args, kwargs)
+        work = execute(run, run.inside.runtime.blocking_port)
+        if not return_state:
+            return drive(work)
+        try:
+            drive(work)
+        except Exception:
+            if not run.is_settled:
+                raise
+        return cast("Any", run.state)
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        return self._bind(instance, owner)
+
+
+class AsyncFlow(FlowDefinition[P], Generic[P, R]):
+    """A flow whose function is async: `await f(x)`."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        """A coroutine that runs the flow here and gives its value, or with `return_state=True` its final `State`."""
+        run, return_state = self._special_run(args, kwargs)
+        work = execute(run, run.inside.runtime.loop_port)
+        return cast("Any", _final_state(run, work)) if return_state else work
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        return self._bind(instance, owner)
+
+
+async def enclosed(run: Run, port: Port) -> Any:
+    """One attempt of a flow: its body inside a scope of its own, which ends before the attempt does."""
+    outer: Scope = run.inside
+    limits = outer.runtime.limits
+    monotonic = run.journal.clock.monotonic
+    timeout = run.spec.options.timeout
+    scope = Scope(outer.runtime, outer, current_loop() if run.spec.is_async else None)
+    run.inside = scope
+    start = monotonic()
+    try:
+        value = await port.call(run)
+        limits.begin_wait(run)
+        try:
+            left = None if timeout is None else max(0.0, timeout - (monotonic() - start))
+            if not await port.until_empty(scope, left):
+                raise timed_out(run)
+            return await returned(value, port)
+        finally:
+            limits.end_wait(run)
+    except BaseException as error:
+        scope.cancel(f"its flow {run.name!r} ended with {type(error).__name__}")
+        await port.until_empty_shielded(scope)
+        raise
+    finally:
+        scope.close()
+        run.inside = outer
+
+
+async def returned(value: Any, port: Port) -> Any:
+    """What a flow's return value stands for: futures and states in it become their results, or one state of failure."""
+    found = find((value,))
+    for run in found.runs:
+        if not run.is_settled:
+            await port.until_settled(run)
+    if not found.is_to_fill:
+        return value
+    if failed_upstream(found) is not None:
+        states = [*(run.state for run in found.runs), *found.states]
+        return states[0] if len(states) == 1 and states[0].type.is_final else aggregate(states)
+    return value if isinstance(value, State) else fill(value)
+
+
+def checks_of(spec: TaskSpec) -> dict[str, Any]:
+    """The annotations that arguments are checked against, by parameter; those that cannot be resolved are left out."""
+    try:
+        hints = typing.get_type_hints(spec.fn, include_extras=True)
+    except Exception:  # a name that exists only for type checkers, say: then there is nothing to check against
+        return {}
+    variable = (
+        name
+        for name, parameter in spec.signature.parameters.items()
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    )
+    skipped = {"return", *variable}
+    return {name: hint for name, hint in hints.items() if name not in skipped and hint is not Any}
+
+
+def coerced(spec: TaskSpec, name: str, value: Any, annotation: Any) -> Any:
+    """`value` as `annotation` says. Raises `ParameterValidationError`, naming the flow and the parameter."""
+    if isinstance(annotation, type) and isinstance(value, annotation):
+        return value
+    if isinstance(value, Iterator):  # looking inside would use it up
+        return value  # pyright: ignore[reportUnknownVariableType]
+    try:
+        if _is_pydantics(annotation):
+            return _by_pydantic(value, annotation)
+        return msgspec.convert(value, annotation, strict=False)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise ParameterValidationError(
+            f"flow {spec.name!r}: parameter {name!r}: {error}, got {shown(value)}"
+        ) from error
+    except TypeError:  # an annotation that msgspec does not know (a class of the user's, a protocol)
+        if isinstance(annotation, type) and not getattr(annotation, "_is_protocol", False):
+            raise ParameterValidationError(
+                f"flow {spec.name!r}: parameter {name!r} must be {annotation.__qualname__}, got {shown(value)}"
+            ) from None
+        return value
+
+
+def _is_pydantics(annotation: Any) -> bool:
+    """Whether pydantic must judge: a model of its own is in the annotation."""
+    pydantic = sys.modules.get("pydantic")
+    if pydantic is None:
+        return False
+    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        return True
+    return any(_is_pydantics(part) for part in typing.get_args(annotation))
+
+
+def _by_pydantic(value: Any, annotation: Any) -> Any:
+    import pydantic
+
+    return pydantic.TypeAdapter(annotation).validate_python(value)
+
+
+@overload
+def flow(fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncFlow[P, R]: ...
+@overload
+def flow(fn: Callable[P, R], /) -> Flow[P, R]: ...
+@overload
+def flow(**options: Unpack[FlowOptions]) -> FlowDecorator: ...
+def flow(fn: Any = None, /, **options: Unpack[FlowOptions]) -> Any:
+    """Make a flow of a function: `@flow`, `@flow(retries=1)` or `flow(fn)`.
+
+    Raises `OptionError` at once for a wrong option, naming it.
+    """
+    if fn is None:
+        return FlowDecorator(cast("dict[str, Any]", options))
+    return make_flow(fn, cast("dict[str, Any]", options))
+
+
+class FlowDecorator:
+    """`@flow(...)` with options, waiting for its function."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._options = options
+
+    @overload
+    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncFlow[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[P, R], /) -> Flow[P, R]: ...
+    def __call__(self, fn: Any, /) -> Any:
+        return make_flow(fn, self._options)
+
+
+def make_flow(fn: Any, options: dict[str, Any]) -> FlowDefinition[Any]:
+    """The flow of a function, of the class that fits its kind."""
+    if isinstance(fn, Definition):
+        raise OptionError(f"{fn!r} is decorated already; use with_options(...) to change its options")
+    plain: Any = fn.__func__ if isinstance(fn, (classmethod, staticmethod)) else fn
+    refuse_unusable("flow", plain)
+    probe = Flow[Any, Any](fn, options)
+    return AsyncFlow(fn, options) if probe.spec.is_async else probe

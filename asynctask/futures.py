@@ -1,0 +1,375 @@
+"""What stands for a run that is under way: wait for it, await it, cancel it, from any thread and either loop."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
+from typing import Any, Generic, NamedTuple, TypeVar
+from uuid import UUID
+
+import anyio
+
+from . import loops
+from .errors import BlockingWaitError
+from .limits import Limits
+from .runs import Handle, Run, Yielded, current_run
+from .states import State
+from .waiting import block_until_settled, logger, place_lent
+
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+_AWAIT = "write `await future` (or `await future.wait_async()`) instead"
+
+
+class TaskFuture(Handle, Generic[R]):
+    """A run that was submitted. Safe to use from any thread, and to wait for from both event loops.
+
+    Dropping it does not stop the run. `await future` gives the run's value or raises its exception; that the waiter
+    is cancelled does not cancel the run, `cancel()` does.
+    """
+
+    __slots__ = ("__weakref__", "_cancel", "_limits")
+
+    def __init__(self, run: Run, limits: Limits, cancel: Callable[[Run, str], bool]) -> None:
+        self.run = run
+        self._limits = limits
+        self._cancel = cancel
+
+    @property
+    def task_run_id(self) -> UUID:
+        return self.run.id
+
+    @property
+    def name(self) -> str:
+        return self.run.name
+
+    @property
+    def state(self) -> State:
+        """The state the run is in now."""
+        return self.run.state
+
+    def get_state(self) -> State:
+        """The state the run is in now."""
+        return self.run.state
+
+    def done(self) -> bool:
+        """Whether the run is over and its hooks are done."""
+        return self.run.is_settled
+
+    def cancel(self, reason: str = "cancelled through its future") -> bool:
+        """Ask the run, and every run started inside it, to stop. False if it is already over."""
+        return self._cancel(self.run, reason)
+
+    def add_done_callback(self, fn: Callable[[TaskFuture[R]], object]) -> None:
+        """Call `fn(future)` when the run is over, at once if it is; in whichever thread ends the run."""
+
+        def call() -> None:
+            try:
+                fn(self)
+            except Exception:
+                logger.exception("Callback %r of run %r raised", fn, self.run.name)
+
+        self.run.when_settled(call)
+
+    def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> R:
+        """The run's value, blocking this thread until it is there, at most `timeout` seconds.
+
+        Raises the run's exception (or returns it, with `raise_on_failure=False`), `TimeoutError` when the time is
+        up, and `BlockingWaitError` on the event loop that has to run it.
+        """
+        if self.wait(timeout) is None:
+            raise TimeoutError(f"run {self.run.name!r} is still {self.run.state_name} after {timeout:g} s")
+        return self.run.state.result(raise_on_failure)
+
+    def wait(self, timeout: float | None = None) -> State | None:
+        """Block this thread until the run is over; its final state, or None when `timeout` seconds are up."""
+        run = self.run
+        if not run.is_settled:
+            with _waiting(self._limits):
+                if not block_until_settled(run, timeout, _AWAIT):
+                    return None
+        return run.state
+
+    async def result_async(self, timeout: float | None = None, raise_on_failure: bool = True) -> R:
+        """The run's value, awaited at most `timeout` seconds; raises as `result` does."""
+        if await self.wait_async(timeout) is None:
+            raise TimeoutError(f"run {self.run.name!r} is still {self.run.state_name} after {timeout:g} s")
+        return self.run.state.result(raise_on_failure)
+
+    async def wait_async(self, timeout: float | None = None) -> State | None:
+        """Await the end of the run; its final state, or None when `timeout` seconds are up."""
+        run = self.run
+        if not run.is_settled:
+            with anyio.move_on_after(timeout) if timeout is not None else _NO_TIMEOUT:
+                await self._settled()
+        return run.state if run.is_settled else None
+
+    async def _settled(self) -> None:
+        run = self.run
+        with _waiting(self._limits):
+            waker = loops.here().waker()
+            run.when_settled(waker.wake)
+            try:
+                await waker.wait()
+            finally:
+                run.forget(waker.wake)
+
+    def __await__(self) -> Generator[Any, Any, R]:
+        if not self.run.is_settled:
+            yield from self._settled().__await__()
+        return self.run.state.result()
+
+    def __iter__(self) -> Iterator[Any]:
+        """The values of a submitted generator, as they come; blocks this thread between them."""
+        yielded = self._yielded()
+        taken = 0
+        while True:
+            while taken < len(yielded.values):
+                yield yielded.values[taken]
+                taken += 1
+            if self.run.is_settled:
+                break
+            if self.run.home is not None and self.run.home.is_here():
+                raise BlockingWaitError(
+                    f"iterating over run {self.run.name!r} here would block the event loop that has to run it; "
+                    f"write `async for value in future` instead"
+                )
+            ready = threading.Event()
+            with place_lent(), self._woken_by_value(yielded, ready.set, taken):
+                ready.wait()
+        self.run.state.result()
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        """The values of a submitted generator, as they come."""
+        yielded = self._yielded()
+        taken = 0
+        while True:
+            while taken < len(yielded.values):
+                yield yielded.values[taken]
+                taken += 1
+            if self.run.is_settled:
+                break
+            waker = loops.here().waker()
+            with self._woken_by_value(yielded, waker.wake, taken):
+                await waker.wait()
+        self.run.state.result()
+
+    def _yielded(self) -> Yielded:
+        yielded = self.run.yielded
+        if yielded is None:
+            raise TypeError(f"run {self.run.name!r} cannot be iterated over: its task is not a generator")
+        return yielded
+
+    def _woken_by_value(self, yielded: Yielded, wake: Callable[[], None], taken: int) -> _Woken:
+        return _Woken(self.run, yielded, wake, taken)
+
+    def __repr__(self) -> str:
+        return f"<TaskFuture {self.run.name!r} {self.run.state_name}>"
+
+
+class _Woken:
+    """For the length of a `with`: `wake` is called when a value beyond `taken` is there, or the run is over."""
+
+    __slots__ = ("_run", "_taken", "_wake", "_yielded")
+
+    def __init__(self, run: Run, yielded: Yielded, wake: Callable[[], None], taken: int) -> None:
+        self._run = run
+        self._yielded = yielded
+        self._wake = wake
+        self._taken = taken
+
+    def __enter__(self) -> None:
+        self._yielded.waiters.append(self._wake)
+        self._run.when_settled(self._wake)
+        if len(self._yielded.values) > self._taken:  # it may have come between the last look and the registration
+            self._wake()
+
+    def __exit__(self, *error: object) -> None:
+        self._run.forget(self._wake)
+        if self._wake in self._yielded.waiters:
+            self._yielded.waiters.remove(self._wake)
+
+
+class _NoTimeout:
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+_NO_TIMEOUT = _NoTimeout()
+
+
+class _waiting:
+    """For the length of a `with`: the current run's body waits for other runs, and may lend them its slots."""
+
+    __slots__ = ("_limits", "_run")
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+
+    def __enter__(self) -> None:
+        self._run = current_run.get()
+        if self._run is not None:
+            self._limits.begin_wait(self._run)
+
+    def __exit__(self, *error: object) -> None:
+        if self._run is not None:
+            self._limits.end_wait(self._run)
+
+
+class TaskFutureList(list[TaskFuture[R]]):
+    """The futures of a `map`, in the order of its input; results come in that order."""
+
+    def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> list[R]:
+        """Every value, blocking this thread; raises the first failure as soon as there is one.
+
+        Raises `TimeoutError` when `timeout` seconds are up before all are there.
+        """
+        for future in as_completed(self, timeout):
+            if raise_on_failure:
+                future.result()
+        return [future.result(raise_on_failure=raise_on_failure) for future in self]
+
+    def wait(self, timeout: float | None = None) -> list[State] | None:
+        """Block this thread until all are over; their final states, or None when `timeout` seconds are up."""
+        _, rest = wait(self, timeout)
+        return None if rest else [future.state for future in self]
+
+    async def result_async(self, timeout: float | None = None, raise_on_failure: bool = True) -> list[R]:
+        """Every value, awaited; raises as `result` does."""
+        if timeout is None:
+            await self._all_settled(raise_on_failure)
+        else:
+            with anyio.move_on_after(timeout) as scope:
+                await self._all_settled(raise_on_failure)
+            if scope.cancelled_caught:
+                count = sum(not future.done() for future in self)
+                raise TimeoutError(f"{count} (of {len(self)}) runs unfinished after {timeout:g} s")
+        return [future.state.result(raise_on_failure) for future in self]
+
+    async def wait_async(self, timeout: float | None = None) -> list[State] | None:
+        """Await the end of all; their final states, or None when `timeout` seconds are up."""
+        with anyio.move_on_after(timeout) if timeout is not None else _NO_TIMEOUT:
+            await self._all_settled(False)
+        return [future.state for future in self] if all(future.done() for future in self) else None
+
+    async def _all_settled(self, stop_at_failure: bool) -> None:
+        if not stop_at_failure:
+            for future in self:
+                await future.wait_async()
+            return
+        async for future in as_completed(self):
+            if not future.state.is_completed():
+                return
+
+    def __await__(self) -> Generator[Any, Any, list[R]]:
+        return self.result_async().__await__()
+
+
+class DoneAndNotDone(NamedTuple):
+    """What `wait` gives: the futures that are over, and those that are not."""
+
+    done: set[TaskFuture[Any]]
+    not_done: set[TaskFuture[Any]]
+
+
+def wait(futures: Iterable[TaskFuture[Any]], timeout: float | None = None) -> DoneAndNotDone:
+    """Block this thread until all are over or `timeout` seconds are up; never raises for a failed run."""
+    if timeout is not None and timeout < 0:
+        raise ValueError(f"timeout must not be negative, not {timeout!r}")
+    several = set(futures)
+    end = None if timeout is None else time.monotonic() + timeout
+    for future in several:
+        if future.wait(None if end is None else max(0.0, end - time.monotonic())) is None:
+            break
+    done = {future for future in several if future.done()}
+    return DoneAndNotDone(done, several - done)
+
+
+class as_completed(Generic[R]):
+    """Iterate over futures in the order in which they end, with `for` or `async for`; each is given once.
+
+    Raises `TimeoutError` when `timeout` seconds (from the start of the iteration) are up before all are over.
+    """
+
+    def __init__(self, futures: Iterable[TaskFuture[R]], timeout: float | None = None) -> None:
+        self._futures = list(dict.fromkeys(futures))
+        self._timeout = timeout
+
+    def __iter__(self) -> Iterator[TaskFuture[R]]:
+        arrivals = _Arrivals(self._futures)
+        end = None if self._timeout is None else time.monotonic() + self._timeout
+        try:
+            while arrivals.left:
+                if not arrivals.ended:
+                    for future in self._futures:
+                        if not future.done() and future.run.home is not None and future.run.home.is_here():
+                            raise BlockingWaitError(
+                                f"waiting for run {future.name!r} here would block the event loop that has to run it; "
+                                f"write `async for future in as_completed(...)` instead"
+                            )
+                    ready = threading.Event()
+                    arrivals.wake = ready.set
+                    with place_lent():
+                        arrived = bool(arrivals.ended) or ready.wait(
+                            None if end is None else max(0.0, end - time.monotonic())
+                        )
+                    if not arrived and not arrivals.ended:
+                        raise self._late(arrivals)
+                yield arrivals.next()
+        finally:
+            arrivals.forget()
+
+    async def __aiter__(self) -> AsyncIterator[TaskFuture[R]]:
+        arrivals = _Arrivals(self._futures)
+        end = None if self._timeout is None else time.monotonic() + self._timeout
+        try:
+            while arrivals.left:
+                if not arrivals.ended:
+                    waker = loops.here().waker()
+                    arrivals.wake = waker.wake
+                    if not arrivals.ended:
+                        left = None if end is None else max(0.0, end - time.monotonic())
+                        with anyio.move_on_after(left) if left is not None else _NO_TIMEOUT:
+                            await waker.wait()
+                    if not arrivals.ended:
+                        raise self._late(arrivals)
+                yield arrivals.next()
+        finally:
+            arrivals.forget()
+
+    def _late(self, arrivals: _Arrivals[R]) -> TimeoutError:
+        return TimeoutError(f"{arrivals.left} (of {len(self._futures)}) futures unfinished after {self._timeout:g} s")
+
+
+class _Arrivals(Generic[R]):
+    """Futures in the order in which they end, filled from whatever threads end them."""
+
+    def __init__(self, futures: list[TaskFuture[R]]) -> None:
+        self.left = len(futures)
+        self.ended: list[TaskFuture[R]] = []
+        self.wake: Callable[[], None] | None = None
+        self._registered = [(future, self._arrival(future)) for future in futures]
+        for future, arrive in self._registered:
+            future.run.when_settled(arrive)
+
+    def _arrival(self, future: TaskFuture[R]) -> Callable[[], None]:
+        def arrive() -> None:
+            self.ended.append(future)
+            wake = self.wake
+            if wake is not None:
+                wake()
+
+        return arrive
+
+    def next(self) -> TaskFuture[R]:
+        self.left -= 1
+        return self.ended.pop(0)
+
+    def forget(self) -> None:
+        for future, arrive in self._registered:
+            future.run.forget(arrive)

@@ -1,0 +1,65 @@
+"""Loggers for the code of runs, and `print` into them."""
+
+from __future__ import annotations
+
+import builtins
+import logging
+import sys
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+from .observers import flow_logger, log_fields, task_logger
+from .runs import Run, current_run
+from .settings import settings
+
+_plain_logger = logging.getLogger("asynctask")
+
+
+class RunLogger(logging.LoggerAdapter[logging.Logger]):
+    """A logger that puts a run's ids and names on each record, beside the caller's own `extra`."""
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        own: Mapping[str, object] = self.extra or {}
+        kwargs["extra"] = {**own, **(kwargs.get("extra") or {})}
+        return msg, kwargs
+
+
+def get_run_logger(**extra: object) -> RunLogger:
+    """The logger of the current run: `asynctask.task_runs` or `asynctask.flow_runs`, with the run's ids on records.
+
+    Outside any run it is the plain logger `asynctask`, so that a function that logs can be called anywhere.
+    """
+    run = current_run.get()
+    if run is None:
+        return RunLogger(_plain_logger, extra)
+    return RunLogger(flow_logger if run.spec.is_flow else task_logger, {**log_fields(run), **extra})
+
+
+def sends_prints(run: Run) -> bool:
+    """Whether what `run` prints goes to its log: its own option, else its flow's, else the setting."""
+    asked: Run | None = run
+    while asked is not None:
+        if asked.spec.options.log_prints is not None:
+            return asked.spec.options.log_prints
+        asked = asked.flow
+    return settings.values.logging_log_prints
+
+
+_print = builtins.print
+
+
+def _routed_print(*values: object, **options: Any) -> None:
+    """`print`, as Python has it; but inside a run with `log_prints`, to the run's log."""
+    run = current_run.get()
+    if run is None or options.get("file") not in (None, sys.stdout, sys.stderr) or not sends_prints(run):
+        _print(*values, **options)
+        return
+    logger = get_run_logger()
+    logger.info("%s", (options.get("sep") or " ").join(map(str, values)))
+    if not logger.hasHandlers():  # nobody listens to the log: a print that vanished would be worse
+        _print(*values, **options)
+
+
+def route_prints() -> None:
+    """Put our `print` in place, once for the process: it asks the context at each call, so nothing is ever undone."""
+    builtins.print = _routed_print

@@ -1,0 +1,44 @@
+"""Who is told of transitions: the log here, live views and stores elsewhere.
+
+An observer is a function of a run and the state it entered. It is called in the thread that made the transition,
+must be quick, and must not raise.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from .runs import Run
+from .states import COMPLETED, CRASHED, FAILED, State
+
+task_logger = logging.getLogger("asynctask.task_runs")
+flow_logger = logging.getLogger("asynctask.flow_runs")
+
+
+def log_fields(run: Run) -> dict[str, object]:
+    """The fields that a log record of a run carries."""
+    flow = run if run.spec.is_flow else run.flow
+    return {
+        "task_run_id": str(run.id),
+        "task_run_name": run.name,
+        "task_name": run.spec.name,
+        "flow_run_id": None if flow is None else str(flow.id),
+        "flow_run_name": None if flow is None else flow.name,
+        "flow_name": None if flow is None else flow.spec.name,
+    }
+
+
+def log_transition(run: Run, state: State) -> None:
+    """Failures and crashes at ERROR, retries at WARNING, everything else at DEBUG."""
+    logger = flow_logger if run.spec.is_flow else task_logger
+    if state.type is FAILED or state.type is CRASHED:
+        level = logging.ERROR
+    elif state.name == "AwaitingRetry":
+        level = logging.WARNING
+    elif not logger.isEnabledFor(logging.DEBUG):
+        return
+    else:
+        level = logging.DEBUG
+    kind = "Flow run" if run.spec.is_flow else "Task run"
+    text = "finished in state" if state.type in (COMPLETED, FAILED, CRASHED) else "is"
+    logger.log(level, "%s %r %s %s", kind, run.name, text, state, extra=log_fields(run))

@@ -1,0 +1,283 @@
+"""Every option of a task or flow as one frozen struct, checked when the decorator runs.
+
+What a user wrote is kept as a plain dict, so that `with_options` can replace single options and have the whole
+checked again; `Options` is what the rest of the code reads.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+import string
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from datetime import timedelta
+from typing import Any, Protocol, TypedDict, cast
+
+import msgspec
+
+from .errors import OptionError
+from .states import State
+
+#: `hook(task, run, state)`, sync or async.
+Hook = Callable[[Any, Any, State], Any]
+#: `around(call, run)`: runs the rest by calling (or awaiting) `call()`, and returns the value.
+Around = Callable[[Callable[[], Any], Any], Any]
+#: `condition(task, run, state)`: whether to try again, asked only while attempts remain.
+RetryCondition = Callable[[Any, Any, State], bool | Awaitable[bool]]
+#: seconds, one number for every retry, one each, or a function from the number of retries to such a list.
+RetryDelay = float | Sequence[float] | Callable[[int], Sequence[float]]
+
+MOST_DELAYS = 50
+
+
+class TaskRunner(Protocol):
+    """Where bodies run: a source of a `concurrent.futures.Executor`."""
+
+    def executor(self) -> Executor: ...
+
+    def close(self) -> None: ...
+
+
+class TaskOptions(TypedDict, total=False):
+    """The options of `@task` and `Task.with_options`, as people write them."""
+
+    name: str | None
+    description: str | None
+    tags: Iterable[str] | None
+    version: str | None
+    task_run_name: str | Callable[..., str] | None
+    retries: int | None
+    retry_delay_seconds: RetryDelay | None
+    retry_jitter_factor: float | None
+    retry_on: type[BaseException] | Sequence[type[BaseException]] | None
+    retry_condition_fn: RetryCondition | None
+    timeout_seconds: float | timedelta | None
+    log_prints: bool | None
+    on_running: Hook | Sequence[Hook] | None
+    on_completion: Hook | Sequence[Hook] | None
+    on_failure: Hook | Sequence[Hook] | None
+    on_cancellation: Hook | Sequence[Hook] | None
+    on_crashed: Hook | Sequence[Hook] | None
+    around: Around | Sequence[Around] | None
+    task_runner: TaskRunner | None
+
+
+class FlowOptions(TypedDict, total=False):
+    """The options of `@flow` and `Flow.with_options`, as people write them."""
+
+    name: str | None
+    description: str | None
+    version: str | None
+    flow_run_name: str | Callable[..., str] | None
+    task_runner: TaskRunner | None
+    retries: int | None
+    retry_delay_seconds: RetryDelay | None
+    timeout_seconds: float | timedelta | None
+    validate_parameters: bool | None
+    log_prints: bool | None
+    on_running: Hook | Sequence[Hook] | None
+    on_completion: Hook | Sequence[Hook] | None
+    on_failure: Hook | Sequence[Hook] | None
+    on_cancellation: Hook | Sequence[Hook] | None
+    on_crashed: Hook | Sequence[Hook] | None
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """The checked options of one task or flow. None means: not asked for, or as the settings say."""
+
+    name: str
+    description: str | None = None
+    tags: frozenset[str] = frozenset()
+    version: str | None = None
+    run_name: str | Callable[..., str] | None = None
+    retries: int | None = None
+    retry_delays: tuple[float, ...] | None = None
+    retry_jitter_factor: float | None = None
+    retry_on: tuple[type[BaseException], ...] | None = None
+    retry_condition_fn: RetryCondition | None = None
+    timeout: float | None = None
+    log_prints: bool | None = None
+    validate_parameters: bool = True
+    on_running: tuple[Hook, ...] = ()
+    on_completion: tuple[Hook, ...] = ()
+    on_failure: tuple[Hook, ...] = ()
+    on_cancellation: tuple[Hook, ...] = ()
+    on_crashed: tuple[Hook, ...] = ()
+    around: tuple[Around, ...] = ()
+    task_runner: TaskRunner | None = None
+
+
+def check_options(what: str, default_name: str, given: dict[str, Any], *, default_retries: int) -> Options:
+    """The `Options` for what a user wrote. `what` is "task" or "flow".
+
+    Raises `OptionError`, naming the task or flow, the option, the value and what to write instead.
+    """
+    check = _Check(what, given.get("name") or default_name, given)
+    allowed = FlowOptions.__annotations__ if what == "flow" else TaskOptions.__annotations__
+    for option in given:
+        if option not in allowed:
+            close = difflib.get_close_matches(option, allowed, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(sorted(allowed))}"
+            raise OptionError(f"{what} {check.name!r}: there is no option {option!r}; {hint}")
+    retries = check.count("retries")
+    return Options(
+        name=check.text("name") or default_name,
+        description=check.text("description"),
+        tags=check.tags(),
+        version=check.text("version"),
+        run_name=check.run_name("flow_run_name" if what == "flow" else "task_run_name"),
+        retries=retries,
+        retry_delays=check.delays(default_retries if retries is None else retries),
+        retry_jitter_factor=check.seconds("retry_jitter_factor", "a number that is not negative"),
+        retry_on=check.exceptions("retry_on"),
+        retry_condition_fn=check.function("retry_condition_fn"),
+        timeout=check.seconds("timeout_seconds", "a number of seconds that is not negative") or None,
+        log_prints=check.flag("log_prints"),
+        validate_parameters=check.flag("validate_parameters") is not False,
+        on_running=check.functions("on_running"),
+        on_completion=check.functions("on_completion"),
+        on_failure=check.functions("on_failure"),
+        on_cancellation=check.functions("on_cancellation"),
+        on_crashed=check.functions("on_crashed"),
+        around=check.functions("around"),
+        task_runner=check.runner(),
+    )
+
+
+class _Check:
+    """Reads single options; every method raises `OptionError` for a wrong value, in one form of words."""
+
+    __slots__ = ("given", "name", "what")
+
+    def __init__(self, what: str, name: object, given: dict[str, Any]) -> None:
+        self.what = what
+        self.name = name
+        self.given = given
+
+    def wrong(self, option: str, wanted: str, value: object) -> OptionError:
+        return OptionError(f"{self.what} {self.name!r}: option {option!r} must be {wanted}, not {_shown(value)}")
+
+    def text(self, option: str) -> str | None:
+        value = self.given.get(option)
+        if value is not None and not (isinstance(value, str) and value):
+            raise self.wrong(option, "a string that is not empty", value)
+        return value
+
+    def flag(self, option: str) -> bool | None:
+        value = self.given.get(option)
+        if value is not None and not isinstance(value, bool):
+            raise self.wrong(option, "True, False or None", value)
+        return value
+
+    def count(self, option: str) -> int | None:
+        value = self.given.get(option)
+        if value is None:
+            return None
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise self.wrong(option, "a whole number that is not negative", value)
+        return value
+
+    def seconds(self, option: str, wanted: str) -> float | None:
+        value = self.given.get(option)
+        if isinstance(value, timedelta):
+            value = value.total_seconds()
+        if value is None:
+            return None
+        if not _is_duration(value):
+            raise self.wrong(option, wanted, value)
+        return float(value)
+
+    def tags(self) -> frozenset[str]:
+        value = self.given.get("tags")
+        if value is None:
+            return frozenset()
+        if isinstance(value, str):
+            raise self.wrong("tags", f"a collection of strings (write [{value!r}])", value)
+        try:
+            tags = list(cast("Iterable[object]", value))
+        except TypeError:
+            raise self.wrong("tags", "a collection of strings", value) from None
+        for tag in tags:
+            if not isinstance(tag, str) or not tag:
+                raise self.wrong("tags", "a collection of strings that are not empty", value)
+        return frozenset(cast("list[str]", tags))
+
+    def delays(self, retries: int) -> tuple[float, ...] | None:
+        option = "retry_delay_seconds"
+        value = self.given.get(option)
+        if value is None:
+            return None
+        wanted = "a number of seconds that is not negative, a list of such, or a function from retries to such a list"
+        if isinstance(value, timedelta):
+            value = value.total_seconds()
+        if callable(value):
+            try:
+                value = value(retries)
+            except Exception as error:
+                raise self.wrong(option, f"a function of one whole number (it raised {error!r})", value) from error
+        delays = list(cast("Sequence[object]", value)) if isinstance(value, (list, tuple)) else [value]
+        if len(delays) > MOST_DELAYS:
+            raise self.wrong(option, f"at most {MOST_DELAYS} delays (the last one repeats)", f"{len(delays)} delays")
+        seconds = [delay.total_seconds() if isinstance(delay, timedelta) else delay for delay in delays]
+        if not all(map(_is_duration, seconds)):
+            raise self.wrong(option, wanted, value)
+        return tuple(float(cast("float", delay)) for delay in seconds) or None
+
+    def exceptions(self, option: str) -> tuple[type[BaseException], ...] | None:
+        value = self.given.get(option)
+        if value is None:
+            return None
+        several = list(cast("Iterable[object]", value)) if isinstance(value, (list, tuple, set, frozenset)) else [value]
+        if not several or not all(isinstance(one, type) and issubclass(one, BaseException) for one in several):
+            raise self.wrong(option, "an exception type or a list of them", value)
+        return tuple(cast("list[type[BaseException]]", several))
+
+    def function(self, option: str) -> Any:
+        value = self.given.get(option)
+        if value is not None and not callable(value):
+            raise self.wrong(option, "a function", value)
+        return value
+
+    def functions(self, option: str) -> tuple[Any, ...]:
+        value = self.given.get(option)
+        if value is None:
+            return ()
+        several = list(cast("Iterable[object]", value)) if isinstance(value, (list, tuple)) else [value]
+        for one in several:
+            if not callable(one):
+                raise self.wrong(option, "a function or a list of functions", one)
+        return tuple(several)
+
+    def run_name(self, option: str) -> str | Callable[..., str] | None:
+        value = self.given.get(option)
+        if value is None or callable(value):
+            return value
+        if not isinstance(value, str) or not value:
+            raise self.wrong(option, "a format string over the parameters, or a function", value)
+        try:
+            list(string.Formatter().parse(value))
+        except ValueError as error:
+            raise self.wrong(option, f"a valid format string ({error})", value) from error
+        return value
+
+    def runner(self) -> TaskRunner | None:
+        value = self.given.get("task_runner")
+        if value is not None and (isinstance(value, type) or not callable(getattr(value, "executor", None))):
+            raise self.wrong("task_runner", "a task runner, such as ThreadPoolTaskRunner(max_workers=4)", value)
+        return value
+
+
+def _is_duration(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except Exception:
+        text = f"<{type(value).__name__}>"
+    if inspect.isroutine(value) or len(text) > 80:
+        text = text[:77] + "..." if len(text) > 80 else text
+    return text

@@ -1,0 +1,153 @@
+"""Where bodies run. A task runner is a source of a `concurrent.futures.Executor`; this one's is a pool of threads.
+
+1. The pool grows to `max_workers` threads and lets idle ones go.
+2. A worker that waits for another run lends its place: one more thread may run meanwhile. So tasks that submit
+   tasks and wait for them never stop the pool, whatever the depth and the size.
+3. Threads are daemons: a body stuck in C does not keep the interpreter from ending. Closing joins those that end.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import Any, ParamSpec, TypeVar
+
+from .errors import OptionError
+from .settings import settings
+from .waiting import place
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+#: Seconds after which an idle thread ends.
+IDLE_SECONDS = 5.0
+_numbers = itertools.count(1)
+
+
+class ThreadPool(Executor):
+    """Threads that run calls, first come, first served; see the rules above."""
+
+    def __init__(self, max_workers: int, name: str) -> None:
+        self._max_workers = max_workers
+        self._name = name
+        self._calls: deque[tuple[Future[Any], Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = deque()
+        self._changed = threading.Condition(threading.Lock())
+        self._idle = 0
+        self._lent = 0
+        self._threads: set[threading.Thread] = set()
+        self._closed = False
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        future: Future[T] = Future()
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("this thread pool is closed")
+            self._calls.append((future, fn, args, kwargs))
+            self._provide()
+        return future
+
+    def lend(self) -> None:
+        """The calling worker is about to wait; another thread may take its place."""
+        with self._changed:
+            self._lent += 1
+            self._provide()
+
+    def take_back(self) -> None:
+        """The calling worker goes on."""
+        with self._changed:
+            self._lent -= 1
+
+    def _provide(self) -> None:
+        """See that a queued call finds a thread: wake an idle one, or start one if there may be one more."""
+        if not self._calls:
+            return
+        if self._idle >= len(self._calls):
+            self._changed.notify()
+        elif len(self._threads) < self._max_workers + self._lent:
+            thread = threading.Thread(target=self._work, name=f"{self._name}-{next(_numbers)}", daemon=True)
+            self._threads.add(thread)
+            thread.start()
+        elif self._idle:
+            self._changed.notify()
+
+    def _work(self) -> None:
+        place.pool = self
+        while (call := self._next_call()) is not None:
+            future, fn, args, kwargs = call
+            if future.set_running_or_notify_cancel():
+                try:
+                    value = fn(*args, **kwargs)
+                except BaseException as error:  # it is the outcome of the call, whatever it is
+                    future.set_exception(error)
+                else:
+                    future.set_result(value)
+                    del value
+            del call, future, fn, args, kwargs  # an idle thread must not keep arguments alive
+
+    def _next_call(self) -> Any:
+        with self._changed:
+            while True:
+                if self._calls and len(self._threads) <= self._max_workers + self._lent:
+                    return self._calls.popleft()
+                too_many = len(self._threads) > self._max_workers + self._lent
+                self._idle += 1
+                told = not too_many and not self._closed and self._changed.wait(IDLE_SECONDS)
+                self._idle -= 1
+                if not told and not (self._calls and not too_many):
+                    self._threads.discard(threading.current_thread())
+                    return None
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls; with `wait`, join the threads once the queue is empty."""
+        with self._changed:
+            self._closed = True
+            if cancel_futures:
+                for future, *_ in self._calls:
+                    future.cancel()
+                self._calls.clear()
+            self._changed.notify_all()
+            threads = list(self._threads)
+        if wait:
+            for thread in threads:
+                if thread is not threading.current_thread():
+                    thread.join()
+
+    def join(self, timeout: float) -> None:
+        """After `shutdown(wait=False)`: wait for the threads, at most `timeout` seconds each."""
+        for thread in list(self._threads):
+            if thread is not threading.current_thread():
+                thread.join(timeout)
+
+
+class ThreadPoolTaskRunner:
+    """Runs bodies of submitted sync tasks in at most `max_workers` threads, started as they are needed."""
+
+    def __init__(self, max_workers: int | None = None) -> None:
+        if max_workers is not None and (
+            not isinstance(max_workers, int) or isinstance(max_workers, bool) or max_workers < 1  # pyright: ignore[reportUnnecessaryIsInstance]
+        ):
+            raise OptionError(f"ThreadPoolTaskRunner: max_workers must be a whole number from 1, not {max_workers!r}")
+        self._max_workers = max_workers
+        self._pool: ThreadPool | None = None
+        self._lock = threading.Lock()
+
+    def executor(self) -> ThreadPool:
+        """The pool, made at first use."""
+        pool = self._pool
+        if pool is None:
+            with self._lock:
+                pool = self._pool = self._pool or ThreadPool(
+                    self._max_workers or settings.values.thread_pool_max_workers, "asynctask-worker"
+                )
+        return pool
+
+    def close(self, timeout: float = 0.0) -> None:
+        """Let the threads end; wait for those that are not stuck, at most `timeout` seconds. It can be used again."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+            pool.join(timeout)

@@ -1,0 +1,368 @@
+"""One call of a task or flow, and its history.
+
+1. `Run.enter` is the only writer of a run's history; it refuses what `states.MOVES` does not allow.
+2. One thread at a time drives a run, so `enter` takes no lock; who waits for the end registers with
+   `Run.when_settled`, which any thread may call.
+3. A run is settled when its final state is entered and its hooks are done. It is settled once.
+4. A settled run lets go of its parent, so that a chain of runs that start each other does not stay in memory.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from .clocks import Clock, Ids
+from .errors import TransitionError
+from .specs import TaskSpec
+from .states import COMPLETED, PENDING, RUNNING, State, StateType
+
+Observer = Callable[["Run", State], None]
+
+
+class TaskRun(msgspec.Struct, frozen=True, kw_only=True):
+    """The record of a run, as the client and the command line show it. Times are aware UTC datetimes."""
+
+    id: UUID
+    name: str
+    task_key: str
+    task_name: str
+    flow_run_id: UUID | None
+    parent_task_run_id: UUID | None
+    upstream_task_run_ids: list[UUID]
+    tags: list[str]
+    parameters: dict[str, str]
+    state: State
+    state_type: StateType
+    state_name: str
+    states: list[State]
+    run_count: int
+    start_time: datetime | None
+    end_time: datetime | None
+    total_run_time: float
+    waiting_on: str | None
+    is_flow: bool = False
+
+
+class Trace(msgspec.Struct, eq=False, weakref=True):
+    """What is worth keeping of a run: no arguments, no value."""
+
+    spec: TaskSpec
+    number: int
+    states: list[State]
+    tags: frozenset[str]
+    parent_number: int | None = None
+    flow_number: int | None = None
+    given_name: str | None = None
+    upstream: list[int] | None = None
+
+    @property
+    def id(self) -> UUID:
+        return UUID(int=self.number)
+
+    @property
+    def name(self) -> str:
+        return self.given_name or f"{self.spec.name}-{self.number & 0xFFFFFF:06x}"
+
+    @property
+    def task_name(self) -> str:
+        return self.spec.name
+
+    @property
+    def task_key(self) -> str:
+        return self.spec.key
+
+    @property
+    def flow_run_id(self) -> UUID | None:
+        return None if self.flow_number is None else UUID(int=self.flow_number)
+
+    @property
+    def parent_task_run_id(self) -> UUID | None:
+        return None if self.parent_number is None else UUID(int=self.parent_number)
+
+    @property
+    def upstream_task_run_ids(self) -> list[UUID]:
+        return [UUID(int=number) for number in self.upstream or ()]
+
+    @property
+    def state(self) -> State:
+        return self.states[-1]
+
+    @property
+    def state_type(self) -> StateType:
+        return self.states[-1].type
+
+    @property
+    def state_name(self) -> str:
+        return self.states[-1].name
+
+    @property
+    def run_count(self) -> int:
+        """How many attempts were started."""
+        return sum(state.type is RUNNING for state in self.states)
+
+    @property
+    def start_time(self) -> datetime | None:
+        """When the first attempt started."""
+        return next((state.timestamp for state in self.states if state.type is RUNNING), None)
+
+    @property
+    def end_time(self) -> datetime | None:
+        last = self.states[-1]
+        return last.timestamp if last.is_final() else None
+
+    @property
+    def total_run_time(self) -> float:
+        """Seconds in Running, over all attempts; an attempt under way counts up to its start only."""
+        pairs = zip(self.states, self.states[1:], strict=False)
+        return sum(after.time - state.time for state, after in pairs if state.type is RUNNING)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {}
+
+    @property
+    def waiting_on(self) -> str | None:
+        return None
+
+    def record(self) -> TaskRun:
+        """This run as plain data, with arguments shown as short text."""
+        return TaskRun(
+            id=self.id,
+            name=self.name,
+            task_key=self.spec.key,
+            task_name=self.spec.name,
+            flow_run_id=self.flow_run_id,
+            parent_task_run_id=self.parent_task_run_id,
+            upstream_task_run_ids=self.upstream_task_run_ids,
+            tags=sorted(self.tags),
+            parameters={name: shown(value) for name, value in self.parameters.items()},
+            state=self.states[-1],
+            state_type=self.states[-1].type,
+            state_name=self.states[-1].name,
+            states=list(self.states),
+            run_count=self.run_count,
+            start_time=self.start_time,
+            end_time=self.end_time,
+            total_run_time=self.total_run_time,
+            waiting_on=self.waiting_on,
+            is_flow=self.spec.is_flow,
+        )
+
+
+class Journal:
+    """What the runs of one runtime are written with: its clock, its ids, and who is told."""
+
+    __slots__ = ("__weakref__", "clock", "ids", "keep", "live", "observers")
+
+    def __init__(self, clock: Clock, ids: Ids, keep: Callable[[Trace], None]) -> None:
+        self.clock = clock
+        self.ids = ids
+        #: Told of every transition, in the thread that makes it; must be quick and must not raise.
+        self.observers: tuple[Observer, ...] = ()
+        #: Runs that are not settled, by number.
+        self.live: dict[int, Run] = {}
+        #: Where the trace of a settled run goes.
+        self.keep = keep
+
+
+class Run(Trace):
+    """One call, from Pending to its final state. Written by the engine alone; everybody may read it."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    journal: Journal = None  # type: ignore[assignment]  # always given; Struct wants defaults after defaults
+    #: The run whose body made this call, until this run is settled.
+    parent: Run | None = None
+    #: The flow run that owns this one.
+    flow: Run | None = None
+    #: The scope that owns what is started inside this run.
+    inside: Any = None
+    wait_for: tuple[Any, ...] = ()
+    value: Any = None
+    error: BaseException | None = None
+    is_settled: bool = False
+    waiters: list[Callable[[], None]] | None = None
+    #: Whether it was submitted (and so runs beside its caller), and then its child task on an event loop.
+    is_submitted: bool = False
+    child: Any = None
+    #: The event loop that runs it, for a run that was submitted.
+    home: Any = None
+    #: The timeout of its own that ended the last attempt; a TaskTimeoutError of anyone else is an ordinary failure.
+    timeout_error: BaseException | None = None
+    #: Why somebody asked for the end of this run; None while nobody has.
+    cancel_reason: str | None = None
+    #: Slots held under limits, and how many waits for other runs this run's body is in.
+    slots: Any = None
+    waits: int = 0
+    #: What this run waits for before its body can start, for `waiting_on`.
+    blocker: Any = None
+    #: What a submitted generator has given so far.
+    yielded: Yielded | None = None
+
+    def enter(self, type: StateType, name: str, message: str = "") -> None:
+        """Add a state to the history. Raises `TransitionError`, changing nothing, if it may not follow."""
+        states = self.states
+        last = states[-1]
+        if not last.type.next_bits & type.bit or last.name == "NotReady":
+            raise TransitionError(f"run {self.name!r} cannot go from {last.name} to {name}")
+        journal = self.journal
+        now = journal.clock.now()
+        if now <= last.time:  # the wall clock stood still or was set back; a history only goes forward
+            now = last.time + 1e-6
+        state = State(type, name, now, message)
+        states.append(state)
+        for observer in journal.observers:
+            observer(self, state)
+
+    @property
+    def is_final(self) -> bool:
+        last = self.states[-1]
+        return last.type.is_final or last.name == "NotReady"
+
+    @property
+    def state(self) -> State:
+        """The current state; a final one carries the run's value or exception as `data`."""
+        last = self.states[-1]
+        if not (last.type.is_final or last.name == "NotReady"):
+            return last
+        data = self.value if last.type is COMPLETED else self.error
+        return State(last.type, last.name, last.time, last.message, data, self.number)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The arguments by name, defaults included."""
+        try:
+            return self.spec.parameters(self.args, self.kwargs)
+        except (TypeError, ValueError):  # they do not fit, or a builtin has no signature: show what was given
+            return {**{str(place): value for place, value in enumerate(self.args)}, **self.kwargs}
+
+    @property
+    def waiting_on(self) -> str | None:
+        """Why the body is not running, in one line; None when it is, or when the run is over."""
+        if self.is_final:
+            return None
+        blocker = self.blocker
+        if isinstance(blocker, Run):
+            return f"upstream {blocker.name} ({blocker.state_name})"
+        last = self.states[-1]
+        if last.name in ("AwaitingRetry", "AwaitingConcurrencySlot"):
+            return last.message
+        return None
+
+    def when_settled(self, wake: Callable[[], None]) -> None:
+        """Call `wake` once, when the run is settled; at once if it is. From any thread, in whichever settles it."""
+        with _registering:
+            if self.waiters is None:
+                self.waiters = []
+            self.waiters.append(wake)
+        if self.is_settled:  # it may have settled between the two lines above; exactly one of us takes `wake` out
+            self.forget(wake, wake)
+
+    def forget(self, wake: Callable[[], None], instead: Callable[[], None] | None = None) -> None:
+        """Take `wake` back, if it has not been called; then call `instead`."""
+        try:
+            (self.waiters or []).remove(wake)
+        except ValueError:
+            return
+        if instead is not None:
+            instead()
+
+    def settle(self) -> None:
+        """The run is over and its hooks are done: keep its trace, let go of its parent, wake who waits."""
+        if self.is_settled:
+            return
+        self.is_settled = True
+        journal = self.journal
+        journal.live.pop(self.number, None)
+        journal.keep(
+            Trace(
+                self.spec, self.number, self.states, self.tags, self.parent_number, self.flow_number,
+                self.given_name, self.upstream,
+            )
+        )  # fmt: skip
+        self.parent = self.flow = self.inside = self.blocker = self.slots = None
+        waiters = self.waiters
+        while waiters:
+            try:
+                wake = waiters.pop(0)
+            except IndexError:  # somebody took it back meanwhile
+                break
+            wake()
+
+
+_registering = threading.Lock()
+
+
+class Yielded:
+    """The values of a submitted generator, readable from any thread while it runs."""
+
+    __slots__ = ("values", "waiters")
+
+    def __init__(self) -> None:
+        self.values: list[Any] = []
+        self.waiters: list[Callable[[], None]] = []
+
+    def add(self, value: Any) -> None:
+        self.values.append(value)
+        while self.waiters:
+            try:
+                wake = self.waiters.pop()
+            except IndexError:
+                break
+            wake()
+
+
+class Handle:
+    """Stands for a run in arguments and return values; `TaskFuture` (floor 5) is one."""
+
+    __slots__ = ("run",)
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+
+#: The run whose body is executing here, or None outside any.
+current_run: ContextVar[Run | None] = ContextVar("asynctask_current_run", default=None)
+#: Tags of the enclosing `with tags(...)` blocks.
+current_tags: ContextVar[frozenset[str] | None] = ContextVar("asynctask_current_tags", default=None)
+
+
+def new_run(
+    spec: TaskSpec, args: tuple[Any, ...], kwargs: dict[str, Any], parent: Run | None, scope: Any, journal: Journal
+) -> Run:
+    """A Pending run of `spec`, started by the body of `parent` (if any) inside `scope`."""
+    tags = current_tags.get()
+    tags = spec.options.tags if tags is None else spec.options.tags | tags
+    now = journal.clock.now()
+    states = [State(PENDING, "Pending", now)]
+    number = journal.ids.new(now)
+    if parent is None:
+        return Run(spec, number, states, tags, None, None, None, None, args, kwargs, journal, None, None, scope)
+    flow = parent if parent.spec.is_flow else parent.flow
+    return Run(
+        spec, number, states, tags, parent.number, None if flow is None else flow.number, None, None,
+        args, kwargs, journal, parent, flow, scope,
+    )  # fmt: skip
+
+
+def shown(value: object, limit: int = 200) -> str:
+    """A short text for a value, also for one whose `repr` raises or is huge."""
+    if isinstance(value, (str, bytes)) and len(value) > limit:
+        return f"{value[: limit - 40]!r}... ({len(value):,} long)"
+    try:
+        text = repr(value)
+    except Exception as error:
+        return f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def instant(seconds: float) -> datetime:
+    """A wall-clock time inside (seconds since the epoch) as people see it (aware, UTC)."""
+    return datetime.fromtimestamp(seconds, UTC)

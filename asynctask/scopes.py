@@ -1,0 +1,440 @@
+"""Who owns what runs: a `Scope` owns the runs submitted in it, a `Runtime` owns scopes, store, threads and limits.
+
+1. Every submitted run belongs to one scope: its flow's, or else its runtime's own. Nothing outlives its scope.
+2. A scope's runs live on one event loop: that of the flow, or of the runtime, or the loop that submits. Where no
+   loop can take them (plain code; a sync flow that blocks the very loop it is on) the runtime has a loop in a thread.
+3. Ending a scope first ends its runs: waits for them, or cancels and then waits.
+4. Each run ends in a final state even if its loop is closed under it or it will not stop; that is this file's last word.
+5. The current runtime is the one entered in this context; else the one entered last in this process; else a default
+   one, which opens at first use and is closed when the interpreter ends.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextvars
+import inspect
+import random
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import Executor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextvars import ContextVar
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+import anyio
+
+from .clocks import Clock, Ids
+from .engine import ending_hooks, execute
+from .errors import OptionError, RuntimeClosedError, RuntimeInUseError
+from .futures import TaskFuture
+from .limits import Limits
+from .loops import EventLoop, LoopThread, current_loop
+from .observers import log_transition
+from .options import TaskRunner
+from .runners import ThreadPoolTaskRunner
+from .runs import Journal, Run, TaskRun, Yielded, current_run
+from .settings import settings
+from .states import CANCELLED, CRASHED
+from .stores.base import Store
+from .stores.memory import MemoryStore
+from .waiting import Blocking, Loop, Port, Services, drive, logger
+
+Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
+
+#: Seconds that a cancelled run gets to end before its runtime, closing, gives it up.
+LAST_SECONDS = 5.0
+
+
+class Scope:
+    """Owns the runs submitted in it; the group that a closing flow or runtime waits for."""
+
+    __slots__ = ("_borrowed", "_home", "_outer", "_wakes", "children", "is_closed", "journal", "runtime")
+
+    def __init__(self, runtime: Runtime, outer: Scope | None = None, home: EventLoop | None = None) -> None:
+        self.runtime = runtime
+        self.journal = runtime.journal
+        self.children: dict[int, Run] = {}
+        self.is_closed = False
+        self._outer = outer
+        self._home = home
+        self._borrowed: LoopThread | None = None
+        self._wakes: list[Callable[[], None]] = []
+
+    def submit(self, run: Run) -> TaskFuture[Any]:
+        """Start `run` beside its caller. Raises `RuntimeClosedError` when nothing may be started here any more."""
+        runtime = self.runtime
+        if self.is_closed or (runtime.is_closing and current_run.get() is None):
+            raise RuntimeClosedError(
+                f"task {run.spec.name!r} cannot be submitted: runtime {runtime.name!r} is closed; "
+                f"submit inside `async with Runtime()`"
+            )
+        run.is_submitted = True
+        if run.spec.is_generator:
+            run.yielded = Yielded()
+        home = run.home = self._find_home()
+        self.children[run.number] = self.journal.live[run.number] = run
+        child = _Child(self, run)
+        if not home.start(child, contextvars.copy_context()):
+            child.ended()
+        return TaskFuture(run, runtime.limits, cancel)
+
+    def is_empty(self) -> bool:
+        return not self.children
+
+    def when_empty(self, wake: Callable[[], None]) -> None:
+        self._wakes.append(wake)
+        if not self.children:  # it may have become empty between the caller's look and the line above
+            self._wake()
+
+    def cancel(self, reason: str) -> None:
+        """Ask every run in this scope to stop."""
+        for run in list(self.children.values()):
+            _ask_to_stop(run, reason)
+
+    def forget(self, run: Run) -> None:
+        """`run` is over and its child task gone."""
+        self.children.pop(run.number, None)
+        if not self.children:
+            self._wake()
+
+    def close(self) -> None:
+        """Nothing more may start here; give back what was borrowed."""
+        self.is_closed = True
+        if self._borrowed is not None:
+            self.runtime.give_loop(self._borrowed)
+            self._borrowed = None
+
+    def _wake(self) -> None:
+        while self._wakes:
+            try:
+                wake = self._wakes.pop()
+            except IndexError:
+                break
+            wake()
+
+    def _find_home(self) -> EventLoop:
+        """The loop for a run submitted here (rule 2)."""
+        if self._home is not None:
+            return self._home
+        if self._outer is None:
+            return current_loop() or self.runtime.own_loop()
+        # The scope of a sync flow, whose thread is going to block: any loop but the one it blocks.
+        home = self._outer.loop_for_blocking_flow()
+        if home.is_here():
+            self._borrowed = self.runtime.take_loop(home.backend)
+            home = self._borrowed.loop
+        self._home = home
+        return home
+
+    def loop_for_blocking_flow(self) -> EventLoop:
+        """The loop on which a sync flow inside this scope would have its runs, if it does not block that very loop."""
+        if self._home is not None:
+            return self._home
+        return self.runtime.own_loop() if self._outer is None else self._find_home()
+
+
+class _Child:
+    """A submitted run as a child task of its event loop."""
+
+    __slots__ = ("_run", "_scope")
+
+    def __init__(self, scope: Scope, run: Run) -> None:
+        self._scope = scope
+        self._run = run
+
+    def work(self) -> Coroutine[Any, Any, Any]:
+        return execute(self._run, self._scope.runtime.loop_port)
+
+    def began(self, handle: Any) -> None:
+        run = self._run
+        run.child = handle
+        if run.cancel_reason is not None:  # cancelled before it was there to be cancelled
+            run.home.cancel(handle)
+
+    def ended(self, _: object = None, /) -> None:
+        run = self._run
+        run.child = None
+        if not run.is_settled:
+            _end_unstarted(run, self._scope.runtime.loop_port)
+        self._scope.forget(run)
+
+
+def _end_unstarted(run: Run, port: Port) -> None:
+    """The last word on a run whose coroutine never began, or that will not end (rule 4)."""
+    if not run.is_final:
+        if run.cancel_reason is not None:
+            run.enter(CANCELLED, "Cancelled", run.cancel_reason)
+        else:
+            run.enter(CRASHED, "Crashed", "ended by its event loop, which is closing")
+        port.call_hooks_now(ending_hooks(run), run, run.state)
+    run.settle()
+
+
+def cancel(run: Run, reason: str) -> bool:
+    """Ask a submitted run, and the runs submitted inside it, to stop. False if it is over."""
+    if run.is_settled:
+        return False
+    scope: Scope | None = run.inside
+    _ask_to_stop(run, reason)
+    if scope is not None:
+        for other in list(scope.children.values()):
+            ancestor = other.parent
+            while ancestor is not None and ancestor is not run:
+                ancestor = ancestor.parent
+            if ancestor is run:
+                _ask_to_stop(other, reason)
+    return True
+
+
+def _ask_to_stop(run: Run, reason: str) -> None:
+    if run.cancel_reason is None:
+        run.cancel_reason = reason
+    child, home = run.child, run.home
+    if child is not None and home is not None:
+        home.cancel(child)
+
+
+_stores: dict[str, Store] = {}
+
+
+def open_store(store: Store | str | None) -> Store:
+    """The store for a URL (one per URL in a process), or the store itself. Raises `OptionError`."""
+    url = settings.values.store_url if store is None else store
+    if not isinstance(url, str):
+        return url
+    if not url.startswith("memory://"):
+        raise OptionError(f"store {url!r} cannot be opened: this version has only memory:// (and memory://NAME)")
+    return _stores.setdefault(url, MemoryStore())
+
+
+class Runtime:
+    """Everything that runs need: a store, limits, threads, and the loop it was entered on.
+
+    Enter it with `async with`, on asyncio, uvloop or trio; on leaving, runs under way are waited for at most
+    `shutdown_timeout` seconds (default: `settings.shutdown_timeout`), then cancelled. It installs no signal handler.
+    Raises `RuntimeInUseError` if it is entered a second time before it is left; after that it can be entered again.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store | str | None = None,
+        task_runner: TaskRunner | None = None,
+        name: str = "asynctask",
+        shutdown_timeout: float | None = None,
+        clock: Clock | None = None,
+        source: random.Random | None = None,
+    ) -> None:
+        if shutdown_timeout is not None and not shutdown_timeout >= 0:
+            raise OptionError(f"runtime {name!r}: shutdown_timeout must not be negative, not {shutdown_timeout!r}")
+        source = source or random.Random()
+        self.name = name
+        self.store = open_store(store)
+        self.task_runner: TaskRunner = task_runner or ThreadPoolTaskRunner()
+        self.shutdown_timeout = shutdown_timeout
+        self.journal = Journal(clock or Clock(), Ids(source), self.store.keep)
+        self.journal.observers = (log_transition,)
+        self.store.attach(self.journal)
+        self.services = Services(self.store.limits, source, self._executor)
+        self.loop_port = Loop(self.services)
+        self.blocking_port = Blocking(self.services)
+        self.is_entered = False
+        self.is_closing = False
+        self.is_closed = False
+        self.root = Scope(self)
+        self._home: EventLoop | None = None
+        self._lock = threading.Lock()
+        self._own: dict[str, LoopThread] = {}
+        self._spare: list[LoopThread] = []
+        self._loops: list[LoopThread] = []
+        self._token: contextvars.Token[Runtime | None] | None = None
+
+    @property
+    def limits(self) -> Limits:
+        """The tag limits in force."""
+        return self.store.limits
+
+    @property
+    def runs(self) -> list[TaskRun]:
+        """The runs of this runtime that are not over, the oldest first."""
+        return [run.record() for run in list(self.journal.live.values())]
+
+    @property
+    def abandoned_threads(self) -> list[str]:
+        """Names of threads whose body is stuck in a call that could not be interrupted."""
+        return [body.thread_name for body in list(self.services.abandoned)]
+
+    async def __aenter__(self) -> Runtime:
+        if self.is_entered:
+            raise RuntimeInUseError(f"runtime {self.name!r} is already entered; make another one with Runtime()")
+        self.is_entered = True
+        self.is_closing = self.is_closed = False
+        self.root = Scope(self)
+        self._home = current_loop()
+        self._token = current_runtime.set(self)
+        _entered.append(self)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._token is not None:
+            try:
+                current_runtime.reset(self._token)
+            except ValueError:  # left in another context than entered, as some servers do with a lifespan
+                pass
+            self._token = None
+        await self.aclose(cancel="its runtime was left by an exception" if kind is not None else None)
+
+    async def aclose(self, *, cancel: str | None = None) -> None:
+        """End what runs (cancelling it at once for the reason `cancel`), flush the store, join threads. Idempotent."""
+        with anyio.CancelScope(shield=True):
+            await self._close(self.loop_port, cancel)
+
+    def close(self) -> None:
+        """The same from plain code, for a runtime that lives in no event loop."""
+        drive(self._close(self.blocking_port, None))
+
+    async def _close(self, port: Port, cancel: str | None) -> None:
+        if self.is_closing:
+            return
+        self.is_closing = True
+        root = self.root
+        timeout = settings.values.shutdown_timeout if self.shutdown_timeout is None else self.shutdown_timeout
+        self._give_up_the_dead()
+        if cancel is not None or not await port.until_empty(root, timeout):
+            root.cancel(cancel or f"its runtime closed and it did not end within {timeout:g} s")
+            if not await port.until_empty(root, LAST_SECONDS):
+                self._give_up(list(root.children.values()), "would not stop when its runtime closed")
+        root.close()
+        self.is_closed = True
+        self.is_entered = False
+        if self in _entered:
+            _entered.remove(self)
+        await self.store.flush()
+        self.task_runner.close()
+        for thread in self._loops:
+            thread.stop(LAST_SECONDS)
+        self._home = None
+        self._own, self._loops, self._spare = {}, [], []
+
+    def _give_up_the_dead(self) -> None:
+        """End runs whose loop was closed without ending them."""
+        self._give_up([run for run in list(self.root.children.values()) if run.home.is_closed()], "its loop is closed")
+
+    def _give_up(self, runs: list[Run], why: str) -> None:
+        for run in runs:
+            logger.error("Run %r of runtime %r is given up: %s", run.name, self.name, why)
+            if not run.is_final:
+                run.enter(CRASHED, "Crashed", why)
+            run.settle()
+            self.root.forget(run)
+
+    def lifespan(self, app: Any) -> Any:
+        """For `Starlette(lifespan=rt.lifespan)`, FastAPI and Litestar: entered with the application, drained with it.
+
+        Given the application's own lifespan function instead, as `lifespan=rt.lifespan(own)`, it makes one that
+        enters this runtime inside: tasks that drain still have what `own` set up.
+        """
+        if inspect.isroutine(app) or isinstance(app, partial):
+            return partial(self._inside, app)
+        return self._alone(app)
+
+    @asynccontextmanager
+    async def _alone(self, app: Any) -> AsyncIterator[None]:
+        async with self:
+            yield
+
+    @asynccontextmanager
+    async def _inside(self, outer: Lifespan, app: Any) -> AsyncIterator[Any]:
+        async with outer(app) as state, self:
+            yield state
+
+    def own_loop(self) -> EventLoop:
+        """The loop for runs submitted where none runs: the one this runtime was entered on, or one in a thread."""
+        home = self._home
+        if home is not None and not home.is_here():
+            return home
+        here = home or current_loop()
+        backend = "asyncio" if here is None else here.backend
+        with self._lock:
+            thread = self._own.get(backend)
+            if thread is None:
+                thread = self._own[backend] = self._new_loop(backend)
+            return thread.loop
+
+    def take_loop(self, backend: str) -> LoopThread:
+        """A loop in a thread for one sync flow alone; `give_loop` takes it back."""
+        with self._lock:
+            for thread in self._spare:
+                if thread.loop.backend == backend:
+                    self._spare.remove(thread)
+                    return thread
+            return self._new_loop(backend)
+
+    def give_loop(self, thread: LoopThread) -> None:
+        with self._lock:
+            self._spare.append(thread)
+
+    def _new_loop(self, backend: str) -> LoopThread:
+        thread = LoopThread(f"{self.name}-loop-{len(self._loops) + 1}", backend)
+        self._loops.append(thread)
+        return thread
+
+    def _executor(self, run: Run) -> Executor:
+        """The executor for a body: of the task's own runner, its flow's, or the runtime's."""
+        runner = run.spec.options.task_runner
+        flow = run.flow
+        while runner is None and flow is not None:
+            runner, flow = flow.spec.options.task_runner, flow.flow
+        return (runner or self.task_runner).executor()
+
+    def __repr__(self) -> str:
+        return f"<Runtime {self.name!r}, {len(self.journal.live)} runs under way>"
+
+
+#: The runtime entered in this context.
+current_runtime: ContextVar[Runtime | None] = ContextVar("asynctask_current_runtime", default=None)
+_entered: list[Runtime] = []
+_default: Runtime | None = None
+_default_lock = threading.Lock()
+
+
+def runtime_here() -> Runtime:
+    """The current runtime (rule 5). Raises `RuntimeClosedError` if it was entered in this context and is closed."""
+    runtime = current_runtime.get()
+    if runtime is None:
+        return _entered[-1] if _entered else _default or _open_default()
+    if runtime.is_closed:
+        raise RuntimeClosedError(f"runtime {runtime.name!r} is closed; call tasks inside `async with Runtime()`")
+    return runtime
+
+
+def scope_here() -> Scope:
+    """The scope that owns what is submitted here."""
+    run = current_run.get()
+    scope: Scope | None = None if run is None else run.inside
+    return runtime_here().root if scope is None else scope
+
+
+def _open_default() -> Runtime:
+    global _default
+    with _default_lock:
+        if _default is None:
+            _default = Runtime(name="asynctask-default")
+        return _default
+
+
+def close_default() -> None:
+    """Close the default runtime: wait for its runs, then end its threads. The next use opens another."""
+    global _default
+    with _default_lock:
+        runtime, _default = _default, None
+    if runtime is not None:
+        runtime.close()
+
+
+atexit.register(close_default)

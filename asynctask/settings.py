@@ -1,0 +1,119 @@
+"""Process-wide settings, read once: environment, then asynctask.toml, then [tool.asynctask] of pyproject.toml."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from .errors import SettingsError
+
+PREFIX = "ASYNCTASK_"
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Every setting with its default. The environment variable of `x` is `ASYNCTASK_X`; durations are in seconds."""
+
+    store_url: str = "memory://"
+    task_default_retries: int = 0
+    task_default_retry_delay_seconds: float | list[float] = 0.0
+    flow_default_retries: int = 0
+    flow_default_retry_delay_seconds: float | list[float] = 0.0
+    blocking_warning_seconds: float = 0.1
+    thread_pool_max_workers: int = 64
+    shutdown_timeout: float = 30.0
+    history_size: int = 10_000
+    logging_level: str = "INFO"
+    logging_log_prints: bool = False
+
+
+def _file_values() -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    pyproject, own = Path("pyproject.toml"), Path("asynctask.toml")
+    for path in (pyproject, own):
+        if not path.is_file():
+            continue
+        try:
+            content = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            if path == pyproject:  # somebody else's file, perhaps in the middle of an edit
+                continue
+            raise SettingsError(f"{path.resolve()} cannot be read: {error}") from error
+        values.update(content.get("tool", {}).get("asynctask", {}) if path == pyproject else content)
+    return values
+
+
+def read_settings() -> Settings:
+    """The settings of this process. Raises `SettingsError`, naming the variable or key, for a wrong value."""
+    values = _file_values()
+    for field in Settings.__struct_fields__:
+        text = os.environ.get(PREFIX + field.upper())
+        if text is not None:
+            values[field] = _decoded(text)
+    return _checked(values)
+
+
+def _decoded(text: str) -> Any:
+    if text[:1] == "[":
+        try:
+            return msgspec.json.decode(text.encode())
+        except msgspec.DecodeError:
+            return text
+    return text
+
+
+def _checked(values: dict[str, Any]) -> Settings:
+    hints = {field.name: field.type for field in msgspec.structs.fields(Settings)}
+    for name, value in values.items():
+        if name not in hints:
+            raise SettingsError(f"there is no setting {name!r}; there are: {', '.join(sorted(hints))}")
+        try:
+            msgspec.convert(value, hints[name], strict=False)
+        except msgspec.ValidationError as error:
+            raise SettingsError(f"setting {name!r} ({PREFIX}{name.upper()}): {error}, got {value!r}") from error
+    found = msgspec.convert(values, Settings, strict=False)
+    for name in ("task_default_retries", "flow_default_retries", "blocking_warning_seconds", "shutdown_timeout"):
+        if getattr(found, name) < 0:
+            raise SettingsError(f"setting {name!r} ({PREFIX}{name.upper()}) must not be negative")
+    if found.thread_pool_max_workers < 1:
+        raise SettingsError("setting 'thread_pool_max_workers' must be at least 1")
+    return found
+
+
+class CurrentSettings:
+    """The settings in force, read at first use: `settings.shutdown_timeout`."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self) -> None:
+        self._values: Settings | None = None
+
+    @property
+    def values(self) -> Settings:
+        if self._values is None:
+            self._values = read_settings()
+        return self._values
+
+    def __getattr__(self, name: str) -> Any:
+        if name in Settings.__struct_fields__:
+            return getattr(self.values, name)
+        raise AttributeError(f"there is no setting {name!r}; there are: {', '.join(Settings.__struct_fields__)}")
+
+
+settings = CurrentSettings()
+
+
+@contextmanager
+def temporary_settings(**changes: Any) -> Iterator[Settings]:
+    """Change settings, in the whole process, for the length of a `with` block. Meant for tests."""
+    before = settings.values
+    settings._values = _checked({**msgspec.structs.asdict(before), **changes})  # pyright: ignore[reportPrivateUsage]
+    try:
+        yield settings.values
+    finally:
+        settings._values = before  # pyright: ignore[reportPrivateUsage]

@@ -1,0 +1,157 @@
+"""What a decorated function is: its name, key, kind and signature, decided once, at decoration.
+
+The engine knows a `TaskSpec`; the `Task` that people hold (floor 6) is known only to itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from .errors import OptionError, ParameterBindError, ReservedArgumentError
+from .options import Options
+
+RESERVED = ("wait_for", "return_state")
+
+
+class TaskSpec(msgspec.Struct, eq=False, weakref=True, dict=True):
+    """One decorated function; `body` is `fn` with the user's `around` wrapped about it."""
+
+    fn: Callable[..., Any]
+    body: Callable[..., Any]
+    options: Options
+    key: str
+    is_async: bool
+    is_generator: bool
+    is_flow: bool
+    #: How many positional arguments fit, if there are no others.
+    least: int = 0
+    most: int = 0
+    #: The object that people hold; handed to hooks.
+    task: Any = None
+    #: Set by flows: runs one attempt inside a scope of its own, as `enclose(run, port)`.
+    enclose: Callable[[Any, Any], Any] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.options.name
+
+    @functools.cached_property
+    def signature(self) -> inspect.Signature:
+        return inspect.signature(self.fn)
+
+    def check_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise `ParameterBindError` if the arguments do not fit; the common case costs a comparison."""
+        if kwargs or not self.least <= len(args) <= self.most:
+            self.parameters(args, kwargs)
+
+    def parameters(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments by parameter name, with defaults filled in.
+
+        Raises `ParameterBindError` when they do not fit. Costs 5 us, so it is called only where names are needed.
+        """
+        try:
+            bound = self.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise ParameterBindError(
+                f"{'flow' if self.is_flow else 'task'} {self.name!r}: {error}; its signature is {self.signature}"
+            ) from None
+        bound.apply_defaults()
+        return bound.arguments
+
+
+def make_spec(what: str, fn: Callable[..., Any], options: Options) -> TaskSpec:
+    """The spec of a function. Raises `ReservedArgumentError` for a parameter name that calls use themselves."""
+    inner = kind_of(fn)
+    spec = TaskSpec(
+        fn=fn,
+        body=fn,
+        options=options,
+        key=key_of(fn, options.name),
+        is_async=inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner),
+        is_generator=inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner),
+        is_flow=what == "flow",
+    )
+    try:
+        parameters = spec.signature.parameters
+    except (TypeError, ValueError):  # a builtin without a signature: nothing to check
+        spec.most = sys.maxsize
+        return spec
+    _count_arguments(spec)
+    for reserved in RESERVED:
+        if reserved in parameters:
+            raise ReservedArgumentError(
+                f"{what} {options.name!r}: a parameter may not be called {reserved!r}, "
+                f"because calls use that name themselves; rename it"
+            )
+    return spec
+
+
+def _count_arguments(spec: TaskSpec) -> None:
+    least = most = 0
+    for parameter in spec.signature.parameters.values():
+        is_required = parameter.default is parameter.empty
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            least, most = least + is_required, most + 1
+        elif parameter.kind is parameter.VAR_POSITIONAL:
+            most = sys.maxsize
+        elif parameter.kind is parameter.KEYWORD_ONLY and is_required:
+            least = sys.maxsize  # positional arguments alone never fit: always bind
+            break
+    spec.least, spec.most = least, most
+
+
+def kind_of(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The function whose colour decides: through partials, wrappers and callable objects."""
+    inner: Any = fn
+    while isinstance(inner, functools.partial):
+        inner = cast("functools.partial[Any]", inner).func
+    if not inspect.isroutine(inner) and not isinstance(inner, type):
+        inner = type(inner).__call__
+    return inner
+
+
+def name_of(fn: Callable[..., Any]) -> str:
+    """The function's own name; the class's name for a callable object."""
+    inner: Any = fn
+    while isinstance(inner, functools.partial):
+        inner = cast("functools.partial[Any]", inner).func
+    return getattr(inner, "__name__", None) or type(inner).__name__
+
+
+def key_of(fn: Callable[..., Any], name: str) -> str:
+    """A stable key from name and fully qualified name; the code is no part of it, so that it survives an edit."""
+    inner: Any = fn
+    while isinstance(inner, functools.partial):
+        inner = cast("functools.partial[Any]", inner).func
+    where = inner if hasattr(inner, "__qualname__") else type(inner)
+    module = getattr(where, "__module__", None) or "builtins"
+    if module == "__main__":
+        module = _main_module()
+    text = f"{name}\0{module}.{where.__qualname__}"
+    return f"{name}-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
+
+
+def _main_module() -> str:
+    """The name under which the file being run as a script would be imported."""
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:
+        return spec.parent if spec.name.endswith(".__main__") else spec.name
+    file = getattr(main, "__file__", None)
+    return Path(file).stem if file else "__main__"
+
+
+def refuse_unusable(what: str, fn: object) -> None:
+    """Raise `OptionError` for something that cannot become a task or flow."""
+    if isinstance(fn, type):
+        raise OptionError(f"@{what} on the class {fn.__name__!r}: decorate its methods, or an instance with __call__")
+    if not callable(fn):
+        raise OptionError(f"@{what} needs a function or another callable, not {type(fn).__name__}")

@@ -1,0 +1,1 @@
+"""Where runs and limits are kept: the protocol and its implementations."""

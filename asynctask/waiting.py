@@ -1,0 +1,565 @@
+"""The one file that sleeps, waits, times out and calls user code.
+
+1. The engine suspends only through a port. `Loop` never blocks its thread; `Blocking` never suspends, so that
+   `drive` can run the whole life of a run with one `send`.
+2. `Blocking` refuses (BlockingWaitError) to wait on a thread whose event loop would have to do the work.
+3. A body in a thread is interrupted by an exception raised at its next bytecode, and only while it is in the body.
+   One stuck in C is abandoned: its run ends on time, the thread is counted and named in a warning.
+4. Clocks are handed in; a virtual one is moved forward instead of slept on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import ctypes
+import inspect
+import logging
+import random
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from concurrent.futures import Executor
+from typing import Any, Protocol
+
+import anyio
+import anyio.lowlevel
+
+from . import loops
+from .errors import AsyncTaskError, BlockingWaitError, Interrupted, TaskTimeoutError
+from .limits import Limits, Slots
+from .options import Hook
+from .runs import Run, Yielded
+from .settings import settings
+from .states import State
+
+logger = logging.getLogger("asynctask")
+
+#: How long an interrupted body may take to end before its thread is called abandoned, in seconds.
+ABANDONED_AFTER = 0.2
+
+
+class Services:
+    """What a port works with: the limits, the dice and the executors of one runtime."""
+
+    def __init__(self, limits: Limits, source: random.Random, executor: Callable[[Run], Executor]) -> None:
+        self.limits = limits
+        self.random = source
+        self.executor = executor
+        #: Interrupted bodies that have not ended yet.
+        self.abandoned: set[Body] = set()
+        #: Hooks of cancelled runs that are still under way; the runtime waits for them when it closes.
+        self.afterwards: set[Any] = set()
+
+
+class Group(Protocol):
+    """Something that is empty at some time: the children of a scope."""
+
+    def is_empty(self) -> bool: ...
+
+    def when_empty(self, wake: Callable[[], None]) -> None:
+        """Call `wake` once, from any thread, when it is empty; at once if it is."""
+        ...
+
+
+class Port(Protocol):
+    """How a run waits and how its body is called."""
+
+    services: Services
+
+    def call(self, run: Run) -> Awaitable[Any]:
+        """Run the body once, within its timeout. Raises what it raises, or `TaskTimeoutError`."""
+        ...
+
+    async def sleep(self, run: Run, seconds: float) -> None: ...
+
+    async def until_settled(self, run: Run) -> None: ...
+
+    async def until_empty(self, group: Group, seconds: float | None = None) -> bool:
+        """Wait until nothing in `group` is under way, at most `seconds`; False if the time is up."""
+        ...
+
+    async def until_empty_shielded(self, group: Group) -> None:
+        """The same for the cancelled path: goes on waiting when it is cancelled."""
+        ...
+
+    async def until_granted(self, slots: Slots) -> None: ...
+
+    async def call_hooks(self, hooks: Iterable[Hook], run: Run, state: State) -> None: ...
+
+    def call_hooks_now(self, hooks: Iterable[Hook], run: Run, state: State) -> None:
+        """The same for a run that is being cancelled and may not wait."""
+        ...
+
+    async def call_user(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function of the user's that may be sync or async."""
+        ...
+
+    async def step(self, run: Run, step: Callable[[], Any], left: float | None) -> Any:
+        """Advance a generator's body by one step, within `left` seconds."""
+        ...
+
+
+class Loop:
+    """Waits on an event loop, asyncio's or trio's."""
+
+    def __init__(self, services: Services) -> None:
+        self.services = services
+
+    def call(self, run: Run) -> Awaitable[Any]:
+        spec = run.spec
+        if not spec.is_async:
+            return self._call_in_executor(run)
+        # For a plain body, no coroutine of ours between the engine and the body.
+        body = _collect_async(run) if spec.is_generator else spec.body(*run.args, **run.kwargs)
+        return body if spec.options.timeout is None else self._call_in_time(run, body, spec.options.timeout)
+
+    async def _call_in_time(self, run: Run, body: Awaitable[Any], timeout: float) -> Any:
+        with anyio.move_on_after(timeout):
+            return await body
+        raise timed_out(run)
+
+    async def _call_in_executor(self, run: Run) -> Any:
+        body = Body(run)
+        timeout = run.spec.options.timeout
+        loop = loops.here()
+        started = None if timeout is None else loop.waker()
+        ended = loop.waker()
+        if started is not None:
+            body.on_start = started.wake
+        future = self.services.executor(run).submit(contextvars.copy_context().run, body)
+        future.add_done_callback(lambda _: ended.wake())
+        try:
+            if timeout is None or started is None:
+                await ended.wait()
+            else:
+                # Waiting for a free thread is not part of the attempt, so the time counts from the body's start.
+                await started.wait()
+                with anyio.move_on_after(timeout):
+                    await ended.wait()
+                if not future.done():
+                    self._interrupt(body)
+                    raise timed_out(run)
+        except BaseException:
+            if not future.done() and not future.cancel():
+                self._interrupt(body)
+            raise
+        return future.result()
+
+    def _interrupt(self, body: Body) -> None:
+        abandoned = self.services.abandoned
+        if body.interrupt(on_end=lambda: abandoned.discard(body)):
+            abandoned.add(body)
+            if not body.is_in_thread:  # it ended between the two lines above
+                abandoned.discard(body)
+
+    async def sleep(self, run: Run, seconds: float) -> None:
+        clock = run.journal.clock
+        if clock.is_virtual:
+            clock.advance(seconds)
+            await anyio.lowlevel.checkpoint()
+            return
+        await anyio.sleep(seconds)
+
+    async def until_settled(self, run: Run) -> None:
+        waker = loops.here().waker()
+        run.when_settled(waker.wake)
+        try:
+            await waker.wait()
+        finally:
+            run.forget(waker.wake)
+
+    async def until_empty(self, group: Group, seconds: float | None = None) -> bool:
+        if group.is_empty():
+            return True
+        if seconds is None:
+            await self._empty(group)
+        else:
+            with anyio.move_on_after(seconds):
+                await self._empty(group)
+        return group.is_empty()
+
+    async def until_empty_shielded(self, group: Group) -> None:
+        while not group.is_empty():
+            # anyio's shield does not keep out a native `asyncio.Task.cancel()`; whoever cancels twice waits as well,
+            # as in asyncio.TaskGroup. The first cancellation goes on afterwards.
+            try:
+                with anyio.CancelScope(shield=True):
+                    await self._empty(group)
+            except asyncio.CancelledError:
+                continue
+
+    async def _empty(self, group: Group) -> None:
+        waker = loops.here().waker()
+        group.when_empty(waker.wake)
+        await waker.wait()
+
+    async def until_granted(self, slots: Slots) -> None:
+        waker = loops.here().waker()
+        self.services.limits.when_granted(slots, waker.wake)
+        await waker.wait()
+
+    async def call_hooks(self, hooks: Iterable[Hook], run: Run, state: State) -> None:
+        for hook in hooks:
+            try:
+                made = hook(run.spec.task, run, state)
+                if inspect.isawaitable(made):
+                    await made
+            except Exception:
+                _log_hook(hook, run, state)
+
+    def call_hooks_now(self, hooks: Iterable[Hook], run: Run, state: State) -> None:
+        for hook in hooks:
+            try:
+                made = hook(run.spec.task, run, state)
+            except Exception:
+                _log_hook(hook, run, state)
+                continue
+            if inspect.isawaitable(made):
+                self._afterwards(hook, made, run, state)
+
+    def _afterwards(self, hook: Hook, made: Awaitable[Any], run: Run, state: State) -> None:
+        """Let an async hook of a cancelled run go on in a child of its own, which the runtime waits for."""
+
+        child = _Afterwards(self.services.afterwards, hook, made, run, state)
+        loop = loops.current_loop()
+        if loop is None or not loop.start(child, contextvars.copy_context()):
+            child.ended()  # the loop is gone
+
+    async def call_user(self, function: Callable[..., Any], *args: Any) -> Any:
+        made = function(*args)
+        return await made if inspect.isawaitable(made) else made
+
+    async def step(self, run: Run, step: Callable[[], Any], left: float | None) -> Any:
+        if left is None:
+            return await step()
+        with anyio.move_on_after(left):
+            return await step()
+        raise timed_out(run)
+
+
+class Blocking:
+    """Waits by blocking the current thread; its coroutines never suspend."""
+
+    def __init__(self, services: Services) -> None:
+        self.services = services
+
+    async def call(self, run: Run) -> Any:
+        spec = run.spec
+        start = time.monotonic()
+        try:
+            if spec.options.timeout is not None:
+                return _call_within(run, spec.options.timeout, lambda: call_body(run))
+            return call_body(run) if spec.is_generator else spec.body(*run.args, **run.kwargs)
+        finally:
+            taken = time.monotonic() - start
+            if taken > settings.values.blocking_warning_seconds and loops.current_loop() is not None:
+                logger.warning(
+                    "Task %r blocked the event loop for %.2f s; await %s.submit(...) runs it on a thread",
+                    spec.name, taken, spec.name,
+                )  # fmt: skip
+
+    async def sleep(self, run: Run, seconds: float) -> None:
+        clock = run.journal.clock
+        if clock.is_virtual:
+            clock.advance(seconds)
+            return
+        with place_lent():
+            time.sleep(seconds)
+
+    async def until_settled(self, run: Run) -> None:
+        block_until_settled(run, None, f"use `await task.submit(...)`, or await {run.name!r} before this call")
+
+    async def until_empty(self, group: Group, seconds: float | None = None) -> bool:
+        if group.is_empty():
+            return True
+        ready = threading.Event()
+        group.when_empty(ready.set)
+        with place_lent():
+            ready.wait(seconds)
+        return group.is_empty()
+
+    async def until_empty_shielded(self, group: Group) -> None:
+        await self.until_empty(group)
+
+    async def until_granted(self, slots: Slots) -> None:
+        if loops.current_loop() is not None:
+            raise BlockingWaitError(
+                f"run {slots.run.name!r} would block the event loop to wait for a slot "
+                f"({self.services.limits.describe(slots)}); write `await {slots.run.spec.name}.submit(...)` instead"
+            )
+        ready = threading.Event()
+        self.services.limits.when_granted(slots, ready.set)
+        with place_lent():
+            ready.wait()
+
+    async def call_hooks(self, hooks: Iterable[Hook], run: Run, state: State) -> None:
+        self.call_hooks_now(hooks, run, state)
+
+    def call_hooks_now(self, hooks: Iterable[Hook], run: Run, state: State) -> None:
+        for hook in hooks:
+            try:
+                made = hook(run.spec.task, run, state)
+                if inspect.iscoroutine(made):
+                    _run_coroutine(made)
+            except Exception:
+                _log_hook(hook, run, state)
+
+    async def call_user(self, function: Callable[..., Any], *args: Any) -> Any:
+        made = function(*args)
+        return _run_coroutine(made) if inspect.iscoroutine(made) else made
+
+    async def step(self, run: Run, step: Callable[[], Any], left: float | None) -> Any:
+        return step() if left is None else _call_within(run, left, step)
+
+
+def drive(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine that never suspends: the whole life of a blocking run, in one `send`."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        return done.value
+    coroutine.close()
+    raise AsyncTaskError("the engine suspended inside a blocking run; this is a defect of asynctask")
+
+
+def call_body(run: Run) -> Any:
+    """Call a sync body; a generator's values are collected into a list, and can be read while it runs."""
+    made = run.spec.body(*run.args, **run.kwargs)
+    if not run.spec.is_generator:
+        return made
+    run.yielded = yielded = run.yielded or Yielded()
+    with contextlib.closing(made):
+        for value in made:
+            yielded.add(value)
+    return list(yielded.values)
+
+
+async def _collect_async(run: Run) -> list[Any]:
+    run.yielded = yielded = run.yielded or Yielded()
+    async with contextlib.aclosing(run.spec.body(*run.args, **run.kwargs)) as made:
+        async for value in made:
+            yielded.add(value)
+    return list(yielded.values)
+
+
+def timed_out(run: Run) -> TaskTimeoutError:
+    """The error of an attempt of `run` that took too long."""
+    error = TaskTimeoutError(f"task {run.spec.name!r} exceeded its timeout of {run.spec.options.timeout:g} second(s)")
+    run.timeout_error = error
+    return error
+
+
+def block_until_settled(run: Run, timeout: float | None, instead: str) -> bool:
+    """Block this thread until `run` is settled, at most `timeout` seconds. False if it is not.
+
+    Raises `BlockingWaitError` where this thread's event loop is the one that must run it.
+    """
+    if run.is_settled:
+        return True
+    refuse_to_hang(run, instead)
+    ready = threading.Event()
+    run.when_settled(ready.set)
+    try:
+        with place_lent():
+            return ready.wait(timeout)
+    finally:
+        run.forget(ready.set)
+
+
+def refuse_to_hang(run: Run, instead: str) -> None:
+    """Raise `BlockingWaitError` if a blocking wait for `run` in this thread could only hang."""
+    if run.home is not None and run.home.is_here():
+        raise BlockingWaitError(
+            f"waiting for run {run.name!r} here would block the event loop that has to run it; {instead}"
+        )
+
+
+def _run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine of the user's from blocking code: on a loop of its own, in a thread if this one has a loop."""
+    if loops.current_loop() is None:
+        return asyncio.run(_as_coroutine(coroutine))
+    box: list[Any] = []
+    context = contextvars.copy_context()
+
+    def work() -> None:
+        try:
+            box.append((asyncio.run(_as_coroutine(coroutine)), None))
+        except BaseException as error:  # handed to the thread that waits below
+            box.append((None, error))
+
+    thread = threading.Thread(target=context.run, args=(work,), name="asynctask-hook")
+    thread.start()
+    thread.join()
+    value, error = box[0]
+    if error is not None:
+        raise error
+    return value
+
+
+async def _as_coroutine(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
+
+
+def _log_hook(hook: Hook, run: Run, state: State) -> None:
+    name = getattr(hook, "__name__", None) or type(hook).__name__
+    logger.exception("Hook %r of run %r raised on entering %s; the run is not changed by it", name, run.name, state.name)
+
+
+class _Afterwards:
+    """An async hook of a cancelled run, as a child of its own."""
+
+    def __init__(self, under_way: set[Any], hook: Hook, made: Awaitable[Any], run: Run, state: State) -> None:
+        self._under_way = under_way
+        self._hook = hook
+        self._made = made
+        self._run = run
+        self._state = state
+        under_way.add(self)
+
+    async def work(self) -> None:
+        try:
+            await self._made
+        except Exception:
+            _log_hook(self._hook, self._run, self._state)
+
+    def began(self, handle: Any) -> None:
+        pass
+
+    def ended(self, _: object = None, /) -> None:
+        self._under_way.discard(self)
+        if inspect.iscoroutine(self._made):  # never begun, if the loop ended first
+            self._made.close()
+
+
+# -- bodies in threads --------------------------------------------------------------------------------------------
+
+
+class Body:
+    """One call of a sync body in a worker thread, which can be interrupted from outside."""
+
+    __slots__ = ("__weakref__", "_lock", "_on_end", "_sent", "_thread", "on_start", "run", "thread_name")
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.on_start: Callable[[], None] | None = None
+        self.thread_name = ""
+        self._lock = threading.Lock()
+        self._thread: int | None = None
+        self._sent = False
+        self._on_end: Callable[[], None] | None = None
+
+    @property
+    def is_in_thread(self) -> bool:
+        return self._thread is not None
+
+    def __call__(self) -> Any:
+        run = self.run
+        self.thread_name = threading.current_thread().name
+        self._thread = threading.get_ident()
+        try:
+            if self.on_start is not None:
+                self.on_start()
+            return call_body(run)
+        finally:
+            self._leave()
+
+    def interrupt(self, on_end: Callable[[], None]) -> bool:
+        """Raise `Interrupted` in the body at its next bytecode. False if it is not in the body (any more).
+
+        `on_end` is called in the thread when the body does end, which is late if it is stuck in C.
+        """
+        with self._lock:
+            if self._thread is None or self._sent:
+                return False
+            self._sent = True
+            self._on_end = on_end
+            _raise_in_thread(self._thread, Interrupted)
+        watch = threading.Timer(ABANDONED_AFTER, self._report)
+        watch.daemon = True
+        watch.start()
+        return True
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._thread = None
+            on_end = self._on_end
+            if self._sent:  # one that has not landed yet must not land in the pool's own code
+                _raise_in_thread(threading.get_ident(), None)
+        if on_end is not None:
+            on_end()
+
+    def _report(self) -> None:
+        if self._thread is not None:
+            logger.warning(
+                "Thread %r is abandoned: the body of run %r is over (%s) but stuck in a call that cannot be interrupted",
+                self.thread_name, self.run.name, self.run.state_name,
+            )  # fmt: skip
+
+
+def _call_within(run: Run, seconds: float, call: Callable[[], Any]) -> Any:
+    """Call in this thread; past `seconds`, raise `TaskTimeoutError` as soon as Python runs again."""
+    lock = threading.Lock()
+    thread = threading.get_ident()
+    over = False
+    sent = False
+
+    def interrupt() -> None:
+        nonlocal sent
+        with lock:
+            if not over:
+                sent = True
+                _raise_in_thread(thread, Interrupted)
+
+    watch = threading.Timer(seconds, interrupt)
+    watch.daemon = True
+    watch.start()
+    try:
+        try:
+            value = call()
+        finally:
+            with lock:
+                over = True
+            watch.cancel()
+            if sent:
+                _raise_in_thread(thread, None)
+    except Interrupted:
+        if not sent:  # somebody else's: an outer call of this thread timed out
+            raise
+        raise timed_out(run) from None
+    if sent:
+        raise timed_out(run)
+    return value
+
+
+def _raise_in_thread(thread: int, error: type[BaseException] | None) -> None:
+    """Raise in another thread at its next bytecode; None takes back one that has not landed."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error) if error else None)
+
+
+class _Place(threading.local):
+    """The pool whose worker this thread is, if it is one."""
+
+    pool: Any = None
+
+
+place = _Place()
+
+
+class place_lent:
+    """For a thread of a pool that is about to wait: the pool may run somebody else in its place meanwhile.
+
+    Without it, tasks that submit tasks and wait for them would fill the pool with waiters and stop it for good.
+    """
+
+    __slots__ = ("_pool",)
+
+    def __enter__(self) -> None:
+        self._pool = place.pool
+        if self._pool is not None:
+            self._pool.lend()
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None:
+            self._pool.take_back()
