@@ -23,7 +23,7 @@ from .inputs import ATOMS, failed_upstream, fill, find, is_plain, lineage
 from .limits import Slots
 from .loops import is_being_cancelled, is_cancellation
 from .runs import Run, current_run
-from .states import CANCELLED, COMPLETED, CRASHED, FAILED, PENDING, RUNNING, SCHEDULED, State, aggregate
+from .states import CANCELLED, COMPLETED, CRASHED, FAILED, PENDING, RUNNING, SCHEDULED, Outcome, State, aggregate
 from .waiting import Port
 
 logger = logging.getLogger("asynctask")
@@ -49,7 +49,8 @@ async def execute(run: Run, port: Port) -> Any:
                 run.enter(RUNNING, "Running" if attempt == 1 else "Retrying")
                 if options.on_running:
                     await port.call_hooks(options.on_running, run, run.state)
-                value = await (port.call(run) if spec.enclose is None else spec.enclose(run, port))
+                made = port.call(run) if spec.enclose is None else spec.enclose(run, port)
+                value = await made if port.is_async or spec.enclose is not None else made
                 if value.__class__ in ATOMS or value.__class__ not in NEED_CARE:
                     run.value = value
                     run.enter(COMPLETED, "Completed")
@@ -293,7 +294,7 @@ def has_yielded(run: Run) -> bool:
     return run.yielded is not None and bool(run.yielded.values)
 
 
-NEED_CARE = (State, list, tuple, set, GeneratorType, CoroutineType)
+NEED_CARE = (State, Outcome, list, tuple, set, GeneratorType, CoroutineType)
 
 
 def take_outcome(run: Run, value: Any) -> None:
@@ -309,7 +310,7 @@ def take_outcome(run: Run, value: Any) -> None:
     if isinstance(value, (list, tuple, set)) and value and all(isinstance(one, State) for one in value):  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
         several: list[State] = list(value)  # pyright: ignore[reportUnknownArgumentType]
         whole = aggregate(several)
-        value = State(whole.type, whole.name, whole.time, whole.message, several) if whole.is_completed() else whole
+        value = Outcome(whole.type, whole.name, whole.time, whole.message, several) if whole.is_completed() else whole
     if not isinstance(value, State):
         run.value = value
         run.enter(COMPLETED, "Completed")
@@ -338,13 +339,14 @@ async def after_failure(
     """Enter the state that follows a failed attempt; seconds until the next one, or None when this was the last."""
     spec = run.spec
     options = spec.options
+    now = run.journal.clock.now()
     if isinstance(error, Returned):
         failed = error.state
         error = failed.error()
     elif error is run.timeout_error:
-        failed = State(FAILED, "TimedOut", 0.0, str(error), error)
+        failed = Outcome(FAILED, "TimedOut", now, str(error), error)
     else:
-        failed = State(FAILED, "Failed", 0.0, f"{type(error).__name__}: {text_of(error)}", error)
+        failed = Outcome(FAILED, "Failed", now, f"{type(error).__name__}: {text_of(error)}", error)
     remaining = retries.retries_allowed(options, is_flow=spec.is_flow) - attempt + 1
     if may_retry and remaining > 0 and retries.is_retried(options, error) and await is_wanted(run, failed, port):
         delay = retries.delay_before(options, attempt, port.services.random, is_flow=spec.is_flow)

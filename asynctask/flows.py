@@ -100,7 +100,8 @@ async def enclosed(run: Run, port: Port) -> Any:
     run.inside = scope
     start = monotonic()
     try:
-        value = await port.call(run)
+        made = port.call(run)
+        value = await made if port.is_async else made
         limits.begin_wait(run)
         try:
             left = None if timeout is None else max(0.0, timeout - (monotonic() - start))

@@ -14,7 +14,7 @@ from . import loops
 from .errors import BlockingWaitError
 from .limits import Limits
 from .runs import Handle, Run, Yielded, current_run
-from .states import State
+from .states import COMPLETED, State
 from .waiting import block_until_settled, logger, place_lent
 
 R = TypeVar("R")
@@ -30,12 +30,7 @@ class TaskFuture(Handle, Generic[R]):
     is cancelled does not cancel the run, `cancel()` does.
     """
 
-    __slots__ = ("__weakref__", "_cancel", "_limits")
-
-    def __init__(self, run: Run, limits: Limits, cancel: Callable[[Run, str], bool]) -> None:
-        self.run = run
-        self._limits = limits
-        self._cancel = cancel
+    __slots__ = ("__weakref__",)
 
     @property
     def task_run_id(self) -> UUID:
@@ -60,7 +55,7 @@ class TaskFuture(Handle, Generic[R]):
 
     def cancel(self, reason: str = "cancelled through its future") -> bool:
         """Ask the run, and every run started inside it, to stop. False if it is already over."""
-        return self._cancel(self.run, reason)
+        return cancel(self.run, reason)
 
     def add_done_callback(self, fn: Callable[[TaskFuture[R]], object]) -> None:
         """Call `fn(future)` when the run is over, at once if it is; in whichever thread ends the run."""
@@ -87,7 +82,7 @@ class TaskFuture(Handle, Generic[R]):
         """Block this thread until the run is over; its final state, or None when `timeout` seconds are up."""
         run = self.run
         if not run.is_settled:
-            with _waiting(self._limits):
+            with _waiting():
                 if not block_until_settled(run, timeout, _AWAIT):
                     return None
         return run.state
@@ -108,7 +103,7 @@ class TaskFuture(Handle, Generic[R]):
 
     async def _settled(self) -> None:
         run = self.run
-        with _waiting(self._limits):
+        with _waiting():
             waker = loops.here().waker()
             run.when_settled(waker.wake)
             try:
@@ -117,9 +112,12 @@ class TaskFuture(Handle, Generic[R]):
                 run.forget(waker.wake)
 
     def __await__(self) -> Generator[Any, Any, R]:
-        if not self.run.is_settled:
+        run = self.run
+        if not run.is_settled:
             yield from self._settled().__await__()
-        return self.run.state.result()
+        if run.states[-1].type is COMPLETED:
+            return run.value
+        return run.state.result()
 
     def __iter__(self) -> Iterator[Any]:
         """The values of a submitted generator, as they come; blocks this thread between them."""
@@ -169,6 +167,30 @@ class TaskFuture(Handle, Generic[R]):
         return f"<TaskFuture {self.run.name!r} {self.run.state_name}>"
 
 
+def cancel(run: Run, reason: str) -> bool:
+    """Ask a submitted run, and the runs submitted inside it, to stop. False if it is over."""
+    if run.is_settled:
+        return False
+    siblings: dict[int, Run] = {} if run.inside is None else run.inside.children
+    ask_to_stop(run, reason)
+    for other in list(siblings.values()):
+        ancestor = other.parent
+        while ancestor is not None and ancestor is not run:
+            ancestor = ancestor.parent
+        if ancestor is run:
+            ask_to_stop(other, reason)
+    return True
+
+
+def ask_to_stop(run: Run, reason: str) -> None:
+    """Cancel one submitted run, where it runs."""
+    if run.cancel_reason is None:
+        run.cancel_reason = reason
+    child, home = run.child, run.home
+    if child is not None and home is not None:
+        home.cancel(child)
+
+
 class _Woken:
     """For the length of a `with`: `wake` is called when a value beyond `taken` is there, or the run is over."""
 
@@ -208,13 +230,13 @@ class _waiting:
 
     __slots__ = ("_limits", "_run")
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-
     def __enter__(self) -> None:
-        self._run = current_run.get()
-        if self._run is not None:
-            self._limits.begin_wait(self._run)
+        run = self._run = current_run.get()
+        if run is not None and run.inside is not None:
+            self._limits: Limits = run.inside.runtime.limits
+            self._limits.begin_wait(run)
+        else:
+            self._run = None
 
     def __exit__(self, *error: object) -> None:
         if self._run is not None:

@@ -21,7 +21,7 @@ import msgspec
 from .clocks import Clock, Ids
 from .errors import TransitionError
 from .specs import TaskSpec
-from .states import COMPLETED, PENDING, RUNNING, State, StateType
+from .states import COMPLETED, PENDING, RUNNING, Outcome, State, StateType
 
 Observer = Callable[["Run", State], None]
 
@@ -55,7 +55,8 @@ class Trace(msgspec.Struct, eq=False, weakref=True):
 
     spec: TaskSpec
     number: int
-    states: list[State]
+    #: The history; a tuple of plain data, so that the garbage collector need not visit it.
+    states: tuple[State, ...]
     tags: frozenset[str]
     parent_number: int | None = None
     flow_number: int | None = None
@@ -164,8 +165,8 @@ class Journal:
     def __init__(self, clock: Clock, ids: Ids, keep: Callable[[Trace], None]) -> None:
         self.clock = clock
         self.ids = ids
-        #: Told of every transition, in the thread that makes it; must be quick and must not raise.
-        self.observers: tuple[Observer, ...] = ()
+        #: Who is told of transitions, and of which types (their bits), in the thread that makes them.
+        self.observers: tuple[tuple[int, Observer], ...] = ()
         #: Runs that are not settled, by number.
         self.live: dict[int, Run] = {}
         #: Where the trace of a settled run goes.
@@ -210,16 +211,17 @@ class Run(Trace):
         """Add a state to the history. Raises `TransitionError`, changing nothing, if it may not follow."""
         states = self.states
         last = states[-1]
-        if not last.type.next_bits & type.bit or last.name == "NotReady":
+        if not last.type.next_bits & type.bit:
             raise TransitionError(f"run {self.name!r} cannot go from {last.name} to {name}")
         journal = self.journal
         now = journal.clock.now()
         if now <= last.time:  # the wall clock stood still or was set back; a history only goes forward
             now = last.time + 1e-6
         state = State(type, name, now, message)
-        states.append(state)
-        for observer in journal.observers:
-            observer(self, state)
+        self.states = (*states, state)
+        for types, observer in journal.observers:
+            if types & type.bit:
+                observer(self, state)
 
     @property
     def is_final(self) -> bool:
@@ -233,7 +235,7 @@ class Run(Trace):
         if not (last.type.is_final or last.name == "NotReady"):
             return last
         data = self.value if last.type is COMPLETED else self.error
-        return State(last.type, last.name, last.time, last.message, data, self.number)
+        return Outcome(last.type, last.name, last.time, last.message, data, self.number)
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -287,7 +289,9 @@ class Run(Trace):
                 self.given_name, self.upstream,
             )
         )  # fmt: skip
-        self.parent = self.flow = self.inside = self.blocker = self.slots = None
+        if self.is_submitted:
+            self.inside.forget(self)
+        self.parent = self.flow = self.inside = self.blocker = self.slots = self.child = None
         waiters = self.waiters
         while waiters:
             try:
@@ -341,7 +345,7 @@ def new_run(
     tags = current_tags.get()
     tags = spec.options.tags if tags is None else spec.options.tags | tags
     now = journal.clock.now()
-    states = [State(PENDING, "Pending", now)]
+    states = (State(PENDING, "Pending", now),)
     number = journal.ids.new(now)
     if parent is None:
         return Run(spec, number, states, tags, None, None, None, None, args, kwargs, journal, None, None, scope)

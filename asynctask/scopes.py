@@ -16,7 +16,7 @@ import contextvars
 import inspect
 import random
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
@@ -29,10 +29,10 @@ import anyio
 from .clocks import Clock, Ids
 from .engine import ending_hooks, execute
 from .errors import OptionError, RuntimeClosedError, RuntimeInUseError
-from .futures import TaskFuture
+from .futures import TaskFuture, ask_to_stop
 from .limits import Limits
-from .loops import EventLoop, LoopThread, current_loop
-from .observers import log_transition
+from .loops import Child, EventLoop, LoopThread, current_loop
+from .observers import bits_to_log, log_transition
 from .options import TaskRunner
 from .runners import ThreadPoolTaskRunner
 from .runs import Journal, Run, TaskRun, Yielded, current_run
@@ -76,10 +76,10 @@ class Scope:
             run.yielded = Yielded()
         home = run.home = self._find_home()
         self.children[run.number] = self.journal.live[run.number] = run
-        child = _Child(self, run)
+        child = _Submitted(run, runtime.loop_port)
         if not home.start(child, contextvars.copy_context()):
-            child.ended()
-        return TaskFuture(run, runtime.limits, cancel)
+            child.refuse()
+        return TaskFuture(run)
 
     def is_empty(self) -> bool:
         return not self.children
@@ -92,10 +92,10 @@ class Scope:
     def cancel(self, reason: str) -> None:
         """Ask every run in this scope to stop."""
         for run in list(self.children.values()):
-            _ask_to_stop(run, reason)
+            ask_to_stop(run, reason)
 
     def forget(self, run: Run) -> None:
-        """`run` is over and its child task gone."""
+        """`run` is settled, in the last step of its child task."""
         self.children.pop(run.number, None)
         if not self.children:
             self._wake()
@@ -136,17 +136,15 @@ class Scope:
         return self.runtime.own_loop() if self._outer is None else self._find_home()
 
 
-class _Child:
+class _Submitted(Child):
     """A submitted run as a child task of its event loop."""
 
-    __slots__ = ("_run", "_scope")
+    __slots__ = ("_port", "_run")
 
-    def __init__(self, scope: Scope, run: Run) -> None:
-        self._scope = scope
+    def __init__(self, run: Run, port: Port) -> None:
+        self._work = execute(run, port)
         self._run = run
-
-    def work(self) -> Coroutine[Any, Any, Any]:
-        return execute(self._run, self._scope.runtime.loop_port)
+        self._port = port
 
     def began(self, handle: Any) -> None:
         run = self._run
@@ -154,12 +152,8 @@ class _Child:
         if run.cancel_reason is not None:  # cancelled before it was there to be cancelled
             run.home.cancel(handle)
 
-    def ended(self, _: object = None, /) -> None:
-        run = self._run
-        run.child = None
-        if not run.is_settled:
-            _end_unstarted(run, self._scope.runtime.loop_port)
-        self._scope.forget(run)
+    def ended(self) -> None:
+        _end_unstarted(self._run, self._port)
 
 
 def _end_unstarted(run: Run, port: Port) -> None:
@@ -171,30 +165,6 @@ def _end_unstarted(run: Run, port: Port) -> None:
             run.enter(CRASHED, "Crashed", "ended by its event loop, which is closing")
         port.call_hooks_now(ending_hooks(run), run, run.state)
     run.settle()
-
-
-def cancel(run: Run, reason: str) -> bool:
-    """Ask a submitted run, and the runs submitted inside it, to stop. False if it is over."""
-    if run.is_settled:
-        return False
-    scope: Scope | None = run.inside
-    _ask_to_stop(run, reason)
-    if scope is not None:
-        for other in list(scope.children.values()):
-            ancestor = other.parent
-            while ancestor is not None and ancestor is not run:
-                ancestor = ancestor.parent
-            if ancestor is run:
-                _ask_to_stop(other, reason)
-    return True
-
-
-def _ask_to_stop(run: Run, reason: str) -> None:
-    if run.cancel_reason is None:
-        run.cancel_reason = reason
-    child, home = run.child, run.home
-    if child is not None and home is not None:
-        home.cancel(child)
 
 
 _stores: dict[str, Store] = {}
@@ -236,7 +206,7 @@ class Runtime:
         self.task_runner: TaskRunner = task_runner or ThreadPoolTaskRunner()
         self.shutdown_timeout = shutdown_timeout
         self.journal = Journal(clock or Clock(), Ids(source), self.store.keep)
-        self.journal.observers = (log_transition,)
+        self.journal.observers = ((bits_to_log(), log_transition),)
         self.store.attach(self.journal)
         self.services = Services(self.store.limits, source, self._executor)
         self.loop_port = Loop(self.services)
@@ -331,7 +301,6 @@ class Runtime:
             if not run.is_final:
                 run.enter(CRASHED, "Crashed", why)
             run.settle()
-            self.root.forget(run)
 
     def lifespan(self, app: Any) -> Any:
         """For `Starlette(lifespan=rt.lifespan)`, FastAPI and Litestar: entered with the application, drained with it.

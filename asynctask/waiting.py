@@ -67,9 +67,13 @@ class Port(Protocol):
     """How a run waits and how its body is called."""
 
     services: Services
+    is_async: bool
 
-    def call(self, run: Run) -> Awaitable[Any]:
-        """Run the body once, within its timeout. Raises what it raises, or `TaskTimeoutError`."""
+    def call(self, run: Run) -> Any:
+        """Run the body once, within its timeout: an awaitable of the value if `is_async`, else the value.
+
+        Raises what the body raises, or `TaskTimeoutError`.
+        """
         ...
 
     async def sleep(self, run: Run, seconds: float) -> None: ...
@@ -103,6 +107,8 @@ class Port(Protocol):
 
 class Loop:
     """Waits on an event loop, asyncio's or trio's."""
+
+    is_async = True
 
     def __init__(self, services: Services) -> None:
         self.services = services
@@ -225,7 +231,7 @@ class Loop:
         child = _Afterwards(self.services.afterwards, hook, made, run, state)
         loop = loops.current_loop()
         if loop is None or not loop.start(child, contextvars.copy_context()):
-            child.ended()  # the loop is gone
+            child.refuse()  # the loop is gone
 
     async def call_user(self, function: Callable[..., Any], *args: Any) -> Any:
         made = function(*args)
@@ -242,10 +248,12 @@ class Loop:
 class Blocking:
     """Waits by blocking the current thread; its coroutines never suspend."""
 
+    is_async = False
+
     def __init__(self, services: Services) -> None:
         self.services = services
 
-    async def call(self, run: Run) -> Any:
+    def call(self, run: Run) -> Any:
         spec = run.spec
         start = time.monotonic()
         try:
@@ -254,7 +262,7 @@ class Blocking:
             return call_body(run) if spec.is_generator else spec.body(*run.args, **run.kwargs)
         finally:
             taken = time.monotonic() - start
-            if taken > settings.values.blocking_warning_seconds and loops.current_loop() is not None:
+            if taken > 0.001 and taken > settings.values.blocking_warning_seconds and loops.current_loop() is not None:
                 logger.warning(
                     "Task %r blocked the event loop for %.2f s; await %s.submit(...) runs it on a thread",
                     spec.name, taken, spec.name,
@@ -407,29 +415,28 @@ def _log_hook(hook: Hook, run: Run, state: State) -> None:
     logger.exception("Hook %r of run %r raised on entering %s; the run is not changed by it", name, run.name, state.name)
 
 
-class _Afterwards:
+class _Afterwards(loops.Child):
     """An async hook of a cancelled run, as a child of its own."""
 
+    __slots__ = ("_made", "_under_way")
+
     def __init__(self, under_way: set[Any], hook: Hook, made: Awaitable[Any], run: Run, state: State) -> None:
+        super().__init__(self._go_on(hook, run, state))
         self._under_way = under_way
-        self._hook = hook
         self._made = made
-        self._run = run
-        self._state = state
         under_way.add(self)
 
-    async def work(self) -> None:
+    async def _go_on(self, hook: Hook, run: Run, state: State) -> None:
         try:
             await self._made
         except Exception:
-            _log_hook(self._hook, self._run, self._state)
+            _log_hook(hook, run, state)
+        finally:
+            self._under_way.discard(self)
 
-    def began(self, handle: Any) -> None:
-        pass
-
-    def ended(self, _: object = None, /) -> None:
+    def ended(self) -> None:
         self._under_way.discard(self)
-        if inspect.iscoroutine(self._made):  # never begun, if the loop ended first
+        if inspect.iscoroutine(self._made):
             self._made.close()
 
 
