@@ -32,12 +32,20 @@ class Ids:
     They sort by creation time. A counter costs 0.1 us where `uuid.uuid4` costs 2.7.
     """
 
-    __slots__ = ("_count", "_prefix")
+    __slots__ = ("_base", "_count", "_milliseconds", "_prefix")
 
     def __init__(self, source: random.Random) -> None:
         self._prefix = (0x7 << 76) | (source.getrandbits(12) << 64) | (0b10 << 62) | (source.getrandbits(30) << 32)
         self._count = itertools.count(source.getrandbits(16))
+        self._milliseconds = -1
+        self._base = 0
 
     def new(self, seconds: float) -> int:
         """The 128 bits of a new id, for the time `seconds` since the epoch."""
-        return (int(seconds * 1000) << 80) | self._prefix | (next(self._count) & 0xFFFFFFFF)
+        milliseconds = int(seconds * 1000)
+        if milliseconds == self._milliseconds:
+            return self._base + next(self._count)
+        # Shifting a large number takes longer than all the rest, so what a millisecond has in common is kept.
+        base = (milliseconds << 80) + self._prefix
+        self._base, self._milliseconds = base, milliseconds
+        return base + next(self._count)

@@ -21,7 +21,7 @@ from . import retries
 from .errors import ConcurrencyLimitAborted, Interrupted, OptionError, UpstreamTaskError
 from .inputs import ATOMS, failed_upstream, fill, find, is_plain, lineage
 from .limits import Slots
-from .loops import is_being_cancelled, is_cancellation
+from .loops import begun, is_being_cancelled, is_cancellation
 from .runs import Run, current_run
 from .states import CANCELLED, COMPLETED, CRASHED, FAILED, PENDING, RUNNING, SCHEDULED, Outcome, State, aggregate
 from .waiting import Port
@@ -35,10 +35,16 @@ async def execute(run: Run, port: Port) -> Any:
     """Take `run` through its life and return its value, or raise its exception (see rule 5)."""
     spec = run.spec
     options = spec.options
-    token = current_run.set(run)
-    run.journal.live[run.number] = run
+    token = None
     try:
-        if run.wait_for or not is_plain(run.args, run.kwargs):
+        if not run.is_submitted:
+            run.journal.live[run.number] = run
+        elif run.home.begins_early:
+            await begun()
+        token = current_run.set(run)
+        if run.cancel_reason is not None:
+            raise Interrupted
+        if run.wait_for or ((run.args or run.kwargs) and not is_plain(run.args, run.kwargs)):
             await inputs_ready(run, port)
         if options.run_name is not None:
             run.given_name = rendered_name(run)
@@ -83,7 +89,8 @@ async def execute(run: Run, port: Port) -> Any:
         raise
     finally:
         run.settle()
-        leave_context(token)
+        if token is not None and not run.is_submitted:  # a submitted run has a context of its own
+            leave_context(token)
         del run  # else: run -> its error -> the traceback -> this frame -> run, which only the collector would free
 
 
@@ -119,7 +126,7 @@ async def stream(run: Run, port: Port) -> AsyncGenerator[Any, Any]:
                             await body.close()
                             run.enter(COMPLETED, "Completed", "closed before its end")
                             raise
-                        except BaseException as thrown:
+                        except BaseException as thrown:  # deliberate: the body says what follows
                             token = current_run.set(run)
                             value = await body.throw(thrown)
                         else:

@@ -23,14 +23,12 @@ R_co = TypeVar("R_co", covariant=True)
 _AWAIT = "write `await future` (or `await future.wait_async()`) instead"
 
 
-class TaskFuture(Handle, Generic[R]):
+class TaskFuture(Handle, Generic[R], eq=False):
     """A run that was submitted. Safe to use from any thread, and to wait for from both event loops.
 
     Dropping it does not stop the run. `await future` gives the run's value or raises its exception; that the waiter
     is cancelled does not cancel the run, `cancel()` does.
     """
-
-    __slots__ = ("__weakref__",)
 
     @property
     def task_run_id(self) -> UUID:

@@ -50,7 +50,7 @@ class Lineage:
 
     def note(self, value: Any, run: Run) -> None:
         """Remember that `run` gave `value`; forgotten with the value. Values that take no weak reference are not."""
-        key = id(value)  # never trusted alone: `source` compares the object itself
+        key = id(value)  # deliberate: never trusted alone: `source` compares the object itself
         forget = self._sources.pop
         try:
             reference = weakref.ref(value, lambda _: forget(key, None))
@@ -60,7 +60,7 @@ class Lineage:
 
     def source(self, value: Any) -> tuple[int, bool] | None:
         """The number of the run that gave this very object, and whether that is a generator; None if unknown."""
-        known = self._sources.get(id(value))
+        known = self._sources.get(id(value))  # deliberate: proved by the `is` below
         return (known[1], known[2]) if known is not None and known[0]() is value else None
 
 
@@ -111,8 +111,9 @@ def find(values: Iterable[Any]) -> Found:
             if source is not None:
                 found.sources.append(source)
             children = _children(value)
-            if children and id(value) not in seen:
-                seen.add(id(value))
+            key = id(value)  # deliberate: the arguments hold the object while this looks
+            if children and key not in seen:
+                seen.add(key)
                 stack.extend((child, allowed) for child in reversed(children))
     return found
 
@@ -155,13 +156,14 @@ def _fill(value: Any, *, allowed: bool, done: dict[int, Any]) -> Any:
         mark = cast("Mark[Any]", value)
         return _fill(mark.value, allowed=allowed or isinstance(mark, allow_failure), done=done)
     children = _children(value)
-    if not children or id(value) in done:
-        return done.get(id(value), value)
-    done[id(value)] = value  # a container inside itself stays as it is
+    key = id(value)  # deliberate: the arguments hold the object while this fills
+    if not children or key in done:
+        return done.get(key, value)
+    done[key] = value  # a container inside itself stays as it is
     filled = [_fill(child, allowed=allowed, done=done) for child in children]
     if any(new is not old for new, old in zip(filled, children, strict=True)):
-        done[id(value)] = _rebuilt(value, filled)
-    return done[id(value)]
+        done[key] = _rebuilt(value, filled)
+    return done[key]
 
 
 def _children(value: Any) -> list[Any]:

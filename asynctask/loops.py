@@ -1,20 +1,20 @@
 """The one file that tells asyncio from trio: which loop runs here, starting and cancelling children, waking.
 
 1. Children are started natively (anyio's cost four times as much); everything else that waits goes through anyio.
-2. `call_soon`, `start`, `cancel` and `Waker.wake` may be called from any thread; the rest on the loop itself.
+2. `call_soon`, `cancel` and `Waker.wake` may be called from any thread; the rest on the loop itself.
 3. A child never raises into its loop, except the loop's own cancellation.
-4. No child is ever lost: one that is cancelled before its first step is told so by `ended`.
+4. A child that is cancelled before its first step learns of it like any other.
 """
 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Generator
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, Protocol
+from types import CoroutineType, coroutine
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import anyio
 
@@ -22,42 +22,18 @@ if TYPE_CHECKING:
     import trio
 
 
-class Child(Coroutine[Any, Any, Any]):
-    """A coroutine that a loop can run, which is also told when it is cancelled before its first step.
+Work: TypeAlias = "CoroutineType[Any, Any, Any]"
 
-    asyncio throws that cancellation into a coroutine that has not begun, so that no line of it ever runs. A done
-    callback would tell as well, at 1 us for every child that ends normally.
+
+@coroutine
+def begun() -> Generator[None, None, None]:
+    """Suspends once.
+
+    An asyncio task that is cancelled before its first step has that thrown into a coroutine that has not begun, of
+    which no line is ever run. So our children are begun before asyncio has them, up to this point, and every
+    cancellation finds them inside their `try`. (A done callback would tell as well, for 1 us a child.)
     """
-
-    __slots__ = ("_work",)
-
-    def __init__(self, work: Coroutine[Any, Any, Any]) -> None:
-        self._work = work
-
-    def began(self, handle: Any) -> None:
-        """Told what to give to `EventLoop.cancel`."""
-
-    def ended(self) -> None:
-        """Told that it was cancelled, or refused by a closed loop, before its first step."""
-
-    def refuse(self) -> None:
-        """Never to be run: close the coroutine, and say so."""
-        self._work.close()
-        self.ended()
-
-    def send(self, value: Any) -> Any:
-        return self._work.send(value)
-
-    def throw(self, *error: Any) -> Any:
-        if inspect.getcoroutinestate(self._work) == inspect.CORO_CREATED:
-            self.refuse()
-        return self._work.throw(*error)
-
-    def close(self) -> None:
-        self._work.close()
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        return self._work.__await__()
+    yield
 
 
 class Waker(Protocol):
@@ -83,8 +59,11 @@ class EventLoop(Protocol):
         """Run `call` on the loop, soon. False if the loop is closed."""
         ...
 
-    def start(self, child: Child, context: Context) -> bool:
-        """Start a child in `context`. False if the loop is closed."""
+    #: Whether a child's coroutine awaits `begun()` first, and is sent up to there before `start`.
+    begins_early: bool
+
+    def start(self, work: Work, context: Context) -> Any:
+        """Start a child in `context`, on the loop; what to give to `cancel`, or None if the loop takes no more."""
         ...
 
     def cancel(self, handle: Any) -> None: ...
@@ -121,6 +100,7 @@ class AsyncioLoop:
 
     __slots__ = ("_loop",)
     backend = "asyncio"
+    begins_early = True
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -138,14 +118,12 @@ class AsyncioLoop:
             return False
         return True
 
-    def start(self, child: Child, context: Context) -> bool:
-        if self.is_here():
-            self._start(child, context)
-            return True
-        return self.call_soon(lambda: self._start(child, context))
-
-    def _start(self, child: Child, context: Context) -> None:
-        child.began(self._loop.create_task(child, context=context))
+    def start(self, work: Work, context: Context) -> asyncio.Task[Any]:
+        loop = self._loop
+        if loop.get_task_factory() is not None:
+            return loop.create_task(work, name=work.__name__, context=context)
+        # What `create_task` does, 0.3 us faster; with a name, because asyncio would make one up for 0.2 us.
+        return asyncio.Task(work, loop=loop, name=work.__name__, context=context)
 
     def cancel(self, handle: asyncio.Task[Any]) -> None:
         if self.is_here():
@@ -186,6 +164,7 @@ class TrioLoop:
 
     __slots__ = ("_token",)
     backend = "trio"
+    begins_early = False
 
     def __init__(self, token: trio.lowlevel.TrioToken) -> None:
         self._token = token
@@ -207,27 +186,20 @@ class TrioLoop:
             return False
         return True
 
-    def start(self, child: Child, context: Context) -> bool:
-        if self.is_here():
-            self._start(child, context)
-            return True
-        return self.call_soon(lambda: self._start(child, context))
-
-    def _start(self, child: Child, context: Context) -> None:
+    def start(self, work: Work, context: Context) -> trio.CancelScope | None:
         import trio
 
         scope = trio.CancelScope()
 
         async def task() -> None:
             with scope:
-                await child
+                await work
 
         try:
-            trio.lowlevel.spawn_system_task(task, context=context)
+            trio.lowlevel.spawn_system_task(task, name=work.__name__, context=context)
         except RuntimeError:  # the run is ending and takes no more system tasks
-            child.refuse()
-            return
-        child.began(scope)
+            return None
+        return scope
 
     def cancel(self, handle: trio.CancelScope) -> None:
         if self.is_here():
@@ -243,18 +215,13 @@ def _nothing() -> None:
     pass
 
 
-class _Known(threading.local):
-    """The last loop seen in each thread, so that a loop is wrapped once and not at every spawn."""
-
-    loop: AsyncioLoop | None = None
-    raw: asyncio.AbstractEventLoop | None = None
-
-
-_known = _Known()
+#: The last asyncio loop seen and our view of it, so that a loop is wrapped once and not at every submit.
+_known: tuple[asyncio.AbstractEventLoop | None, AsyncioLoop | None] = (None, None)
 
 
 def current_loop() -> EventLoop | None:
     """The event loop that runs in this thread, under which this code runs; None in plain code."""
+    global _known
     running = asyncio._get_running_loop()  # pyright: ignore[reportPrivateUsage]
     if "trio" in sys.modules:
         import trio
@@ -264,10 +231,11 @@ def current_loop() -> EventLoop | None:
             return TrioLoop(trio.lowlevel.current_trio_token())
     if running is None:
         return None
-    known = _known
-    if known.raw is not running or known.loop is None:
-        known.raw, known.loop = running, AsyncioLoop(running)
-    return known.loop
+    raw, known = _known
+    if raw is not running or known is None:
+        known = AsyncioLoop(running)
+        _known = (running, known)
+    return known
 
 
 def here() -> EventLoop:

@@ -80,7 +80,7 @@ class ThreadPool(Executor):
             if future.set_running_or_notify_cancel():
                 try:
                     value = fn(*args, **kwargs)
-                except BaseException as error:  # it is the outcome of the call, whatever it is
+                except BaseException as error:  # deliberate: it is the outcome of the call, whatever it is
                     future.set_exception(error)
                 else:
                     future.set_result(value)

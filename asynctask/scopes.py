@@ -22,7 +22,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import anyio
 
@@ -31,7 +31,7 @@ from .engine import ending_hooks, execute
 from .errors import OptionError, RuntimeClosedError, RuntimeInUseError
 from .futures import TaskFuture, ask_to_stop
 from .limits import Limits
-from .loops import Child, EventLoop, LoopThread, current_loop
+from .loops import EventLoop, LoopThread, Work, current_loop
 from .observers import bits_to_log, log_transition
 from .options import TaskRunner
 from .runners import ThreadPoolTaskRunner
@@ -74,11 +74,17 @@ class Scope:
         run.is_submitted = True
         if run.spec.is_generator:
             run.yielded = Yielded()
-        home = run.home = self._find_home()
+        home, is_here = self._find_home()
+        run.home = home
         self.children[run.number] = self.journal.live[run.number] = run
-        child = _Submitted(run, runtime.loop_port)
-        if not home.start(child, contextvars.copy_context()):
-            child.refuse()
+        port = runtime.loop_port
+        work = cast("Work", execute(run, port))
+        if home.begins_early:
+            work.send(None)
+        if is_here:
+            _start(run, work, contextvars.copy_context(), port)
+        elif not home.call_soon(partial(_start, run, work, contextvars.copy_context(), port)):
+            _refuse(run, work, port)
         return TaskFuture(run)
 
     def is_empty(self) -> bool:
@@ -115,45 +121,42 @@ class Scope:
                 break
             wake()
 
-    def _find_home(self) -> EventLoop:
-        """The loop for a run submitted here (rule 2)."""
+    def _find_home(self) -> tuple[EventLoop, bool]:
+        """The loop for a run submitted here (rule 2), and whether it runs in this thread."""
         if self._home is not None:
-            return self._home
+            return self._home, self._home.is_here()
         if self._outer is None:
-            return current_loop() or self.runtime.own_loop()
+            here = current_loop()
+            return (self.runtime.own_loop(), False) if here is None else (here, True)
         # The scope of a sync flow, whose thread is going to block: any loop but the one it blocks.
         home = self._outer.loop_for_blocking_flow()
         if home.is_here():
             self._borrowed = self.runtime.take_loop(home.backend)
             home = self._borrowed.loop
         self._home = home
-        return home
+        return home, False
 
     def loop_for_blocking_flow(self) -> EventLoop:
         """The loop on which a sync flow inside this scope would have its runs, if it does not block that very loop."""
         if self._home is not None:
             return self._home
-        return self.runtime.own_loop() if self._outer is None else self._find_home()
+        return self.runtime.own_loop() if self._outer is None else self._find_home()[0]
 
 
-class _Submitted(Child):
-    """A submitted run as a child task of its event loop."""
+def _start(run: Run, work: Work, context: contextvars.Context, port: Port) -> None:
+    """Start a submitted run as a child of its loop; called on the loop."""
+    child = run.child = run.home.start(work, context)
+    if child is None:
+        _refuse(run, work, port)
+    elif run.cancel_reason is not None:  # cancelled before it was there to be cancelled
+        run.home.cancel(child)
 
-    __slots__ = ("_port", "_run")
 
-    def __init__(self, run: Run, port: Port) -> None:
-        self._work = execute(run, port)
-        self._run = run
-        self._port = port
-
-    def began(self, handle: Any) -> None:
-        run = self._run
-        run.child = handle
-        if run.cancel_reason is not None:  # cancelled before it was there to be cancelled
-            run.home.cancel(handle)
-
-    def ended(self) -> None:
-        _end_unstarted(self._run, self._port)
+def _refuse(run: Run, work: Work, port: Port) -> None:
+    """Its loop takes no more: the run ends here."""
+    work.close()
+    if not run.is_settled:
+        _end_unstarted(run, port)
 
 
 def _end_unstarted(run: Run, port: Port) -> None:
@@ -206,7 +209,7 @@ class Runtime:
         self.task_runner: TaskRunner = task_runner or ThreadPoolTaskRunner()
         self.shutdown_timeout = shutdown_timeout
         self.journal = Journal(clock or Clock(), Ids(source), self.store.keep)
-        self.journal.observers = ((bits_to_log(), log_transition),)
+        self.journal.observe(bits_to_log(), log_transition)
         self.store.attach(self.journal)
         self.services = Services(self.store.limits, source, self._executor)
         self.loop_port = Loop(self.services)
@@ -279,6 +282,7 @@ class Runtime:
             root.cancel(cancel or f"its runtime closed and it did not end within {timeout:g} s")
             if not await port.until_empty(root, LAST_SECONDS):
                 self._give_up(list(root.children.values()), "would not stop when its runtime closed")
+        await port.until_empty(self.services.afterwards, LAST_SECONDS)
         root.close()
         self.is_closed = True
         self.is_entered = False
@@ -397,12 +401,17 @@ def _open_default() -> Runtime:
         return _default
 
 
-def close_default() -> None:
-    """Close the default runtime: wait for its runs, then end its threads. The next use opens another."""
+def close_default(timeout: float | None = None) -> None:
+    """Close the default runtime: wait for its runs (`timeout` seconds, if given), then end its threads.
+
+    The next use opens another.
+    """
     global _default
     with _default_lock:
         runtime, _default = _default, None
     if runtime is not None:
+        if timeout is not None:
+            runtime.shutdown_timeout = timeout
         runtime.close()
 
 

@@ -194,22 +194,22 @@ def Running(message: str = "") -> State:
 
 def Completed(data: Any = None, message: str = "", name: str = "Completed") -> State:
     """Returned by a body: the run completes with the value `data`, and a name of its own if one is given."""
-    return State(COMPLETED, name, time.time(), message, data)
+    return Outcome(COMPLETED, name, time.time(), message, data)
 
 
 def Failed(data: Any = None, message: str = "", name: str = "Failed") -> State:
     """Returned by a body: the run fails (and is retried like any failure); `data` may be the exception."""
-    return State(FAILED, name, time.time(), message, data)
+    return Outcome(FAILED, name, time.time(), message, data)
 
 
 def Cancelled(data: Any = None, message: str = "", name: str = "Cancelled") -> State:
     """Returned by a body: the run ends Cancelled."""
-    return State(CANCELLED, name, time.time(), message, data)
+    return Outcome(CANCELLED, name, time.time(), message, data)
 
 
 def Crashed(data: Any = None, message: str = "", name: str = "Crashed") -> State:
     """Returned by a body: the run ends Crashed."""
-    return State(CRASHED, name, time.time(), message, data)
+    return Outcome(CRASHED, name, time.time(), message, data)
 
 
 def Cancelling(message: str = "") -> State:
@@ -244,12 +244,12 @@ def Retrying(message: str = "") -> State:
 
 def Cached(data: Any = None, message: str = "") -> State:
     """A state for a run whose value came from the cache."""
-    return State(COMPLETED, "Cached", time.time(), message, data)
+    return Outcome(COMPLETED, "Cached", time.time(), message, data)
 
 
 def TimedOut(data: Any = None, message: str = "") -> State:
     """A state for an attempt that took too long; a kind of Failed."""
-    return State(FAILED, "TimedOut", time.time(), message, data)
+    return Outcome(FAILED, "TimedOut", time.time(), message, data)
 
 
 def NotReady(message: str = "") -> State:

@@ -20,11 +20,11 @@ from .errors import BlockingWaitError, OptionError
 from .futures import TaskFuture, TaskFutureList
 from .logging import route_prints
 from .options import Around, Hook, TaskOptions, check_options
-from .runs import Run, current_run, current_tags, new_run
+from .runs import Run, current_run, current_tags
 from .scopes import Scope, runtime_here
 from .settings import settings
 from .specs import TaskSpec, make_spec, name_of, refuse_unusable
-from .states import State
+from .states import PENDING, State
 from .streams import Window
 from .waiting import block_until_settled, drive
 
@@ -95,11 +95,23 @@ class Definition(Generic[P]):
             args = self._bound + args
         if kwargs or not spec.least <= len(args) <= spec.most:
             spec.check_call(args, kwargs)
+        tags = current_tags.get()
+        tags = spec.options.tags if tags is None else spec.options.tags | tags
         parent = current_run.get()
-        if parent is not None and (scope := parent.inside) is not None:
-            return new_run(spec, args, kwargs, parent, scope, parent.journal)
-        root = runtime_here().root
-        return new_run(spec, args, kwargs, None, root, root.journal)
+        if parent is None or (scope := parent.inside) is None:
+            root = runtime_here().root
+            journal = root.journal
+            now = journal.now()
+            number = journal.new_id(now)
+            states = (State(PENDING, "Pending", now),)
+            return Run(spec, number, states, tags, None, None, None, None, args, kwargs, journal, None, None, root)
+        journal = parent.journal
+        now = journal.now()
+        flow = parent if parent.spec.is_flow else parent.flow
+        return Run(
+            spec, journal.new_id(now), (State(PENDING, "Pending", now),), tags, parent.number,
+            None if flow is None else flow.number, None, None, args, kwargs, journal, parent, flow, scope,
+        )  # fmt: skip
 
     def _special_run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Run, bool]:
         """A run for a call that has `wait_for` or `return_state` among its keywords, and whether the latter is set."""
@@ -169,7 +181,8 @@ class TaskDefinition(Definition[P]):
 
     def _submit(self, args: tuple[Any, ...], kwargs: dict[str, Any], wait_for: object) -> TaskFuture[Any]:
         run = self._new_run(args, kwargs)
-        run.wait_for = self._checked_wait_for(wait_for)
+        if wait_for is not None:
+            run.wait_for = self._checked_wait_for(wait_for)
         scope: Scope = run.inside
         return scope.submit(run)
 

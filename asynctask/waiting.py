@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Executor
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import anyio
 import anyio.lowlevel
@@ -40,6 +40,51 @@ logger = logging.getLogger("asynctask")
 ABANDONED_AFTER = 0.2
 
 
+class Afterwards:
+    """Async hooks of cancelled runs that are still under way; a closing runtime waits for them."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._wakes: list[Callable[[], None]] = []
+
+    def is_empty(self) -> bool:
+        return self._count == 0
+
+    def when_empty(self, wake: Callable[[], None]) -> None:
+        self._wakes.append(wake)
+        if not self._count:
+            self._wake()
+
+    def go_on(
+        self, hook: Hook, made: Awaitable[Any], run: Run, state: State, loop: loops.EventLoop
+    ) -> loops.Work:
+        """The coroutine of a child that ends a hook."""
+        self._count += 1
+
+        async def rest() -> None:
+            try:
+                if loop.begins_early:
+                    await loops.begun()
+                await made
+            except Exception:
+                _log_hook(hook, run, state)
+            finally:
+                if inspect.iscoroutine(made):
+                    made.close()
+                self.leave()
+
+        return cast("loops.Work", rest())
+
+    def leave(self) -> None:
+        self._count -= 1
+        if not self._count:
+            self._wake()
+
+    def _wake(self) -> None:
+        while self._wakes:
+            self._wakes.pop()()
+
+
 class Services:
     """What a port works with: the limits, the dice and the executors of one runtime."""
 
@@ -49,8 +94,7 @@ class Services:
         self.executor = executor
         #: Interrupted bodies that have not ended yet.
         self.abandoned: set[Body] = set()
-        #: Hooks of cancelled runs that are still under way; the runtime waits for them when it closes.
-        self.afterwards: set[Any] = set()
+        self.afterwards = Afterwards()
 
 
 class Group(Protocol):
@@ -193,7 +237,7 @@ class Loop:
             try:
                 with anyio.CancelScope(shield=True):
                     await self._empty(group)
-            except asyncio.CancelledError:
+            except asyncio.CancelledError:  # deliberate: asked again until the group is empty
                 continue
 
     async def _empty(self, group: Group) -> None:
@@ -228,10 +272,13 @@ class Loop:
     def _afterwards(self, hook: Hook, made: Awaitable[Any], run: Run, state: State) -> None:
         """Let an async hook of a cancelled run go on in a child of its own, which the runtime waits for."""
 
-        child = _Afterwards(self.services.afterwards, hook, made, run, state)
-        loop = loops.current_loop()
-        if loop is None or not loop.start(child, contextvars.copy_context()):
-            child.refuse()  # the loop is gone
+        loop = loops.here()
+        work = self.services.afterwards.go_on(hook, made, run, state, loop)
+        if loop.begins_early:
+            work.send(None)
+        if loop.start(work, contextvars.copy_context()) is None:
+            work.close()
+            self.services.afterwards.leave()
 
     async def call_user(self, function: Callable[..., Any], *args: Any) -> Any:
         made = function(*args)
@@ -394,7 +441,7 @@ def _run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
     def work() -> None:
         try:
             box.append((asyncio.run(_as_coroutine(coroutine)), None))
-        except BaseException as error:  # handed to the thread that waits below
+        except BaseException as error:  # deliberate: handed to the thread that waits below
             box.append((None, error))
 
     thread = threading.Thread(target=context.run, args=(work,), name="asynctask-hook")
@@ -413,31 +460,6 @@ async def _as_coroutine(awaitable: Awaitable[Any]) -> Any:
 def _log_hook(hook: Hook, run: Run, state: State) -> None:
     name = getattr(hook, "__name__", None) or type(hook).__name__
     logger.exception("Hook %r of run %r raised on entering %s; the run is not changed by it", name, run.name, state.name)
-
-
-class _Afterwards(loops.Child):
-    """An async hook of a cancelled run, as a child of its own."""
-
-    __slots__ = ("_made", "_under_way")
-
-    def __init__(self, under_way: set[Any], hook: Hook, made: Awaitable[Any], run: Run, state: State) -> None:
-        super().__init__(self._go_on(hook, run, state))
-        self._under_way = under_way
-        self._made = made
-        under_way.add(self)
-
-    async def _go_on(self, hook: Hook, run: Run, state: State) -> None:
-        try:
-            await self._made
-        except Exception:
-            _log_hook(hook, run, state)
-        finally:
-            self._under_way.discard(self)
-
-    def ended(self) -> None:
-        self._under_way.discard(self)
-        if inspect.iscoroutine(self._made):
-            self._made.close()
 
 
 # -- bodies in threads --------------------------------------------------------------------------------------------
