@@ -18,7 +18,7 @@ class Mark(msgspec.Struct, Generic[T], frozen=True):
         return self.value
 
     def rewrap(self, value: Any) -> Mark[Any]:
-        return type(self)(value)  # type: ignore[arg-type]
+        return type(self)(value)
 
 
 class unmapped(Mark[T], frozen=True):

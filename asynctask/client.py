@@ -30,7 +30,7 @@ class Client:
         pass
 
     async def create_concurrency_limit(self, tag: str, concurrency_limit: int) -> ConcurrencyLimit:
-        """Allow at most `concurrency_limit` runs with `tag` to be Running at once (0: none); replaces an earlier one."""
+        """Let at most `concurrency_limit` runs with `tag` be Running at once (0: none); replaces an earlier one."""
         if not isinstance(tag, str) or not tag:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise OptionError(f"a concurrency limit needs a tag, a string that is not empty, not {tag!r}")
         if (
@@ -114,7 +114,8 @@ class SyncClient:
         pass
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        return drive(work)
+        value: T = drive(work)
+        return value
 
     def create_concurrency_limit(self, tag: str, concurrency_limit: int) -> ConcurrencyLimit:
         return self._run(self._client.create_concurrency_limit(tag, concurrency_limit))

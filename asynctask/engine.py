@@ -235,7 +235,11 @@ async def inputs_ready(run: Run, port: Port) -> None:
     for upstream in (*found.runs, *awaited.runs):
         if not upstream.is_settled:
             run.blocker = upstream
-            await port.until_settled(upstream)
+            lent = port.services.limits.begin_wait(run)
+            try:
+                await port.until_settled(upstream)
+            finally:
+                port.services.limits.end_wait(lent)
     run.blocker = None
     upstreams = dict.fromkeys(one.number for one in (*found.runs, *awaited.runs))
     upstreams.update(dict.fromkeys(one.run_number for one in (*found.states, *awaited.states) if one.run_number))
@@ -281,8 +285,14 @@ async def slots_taken(run: Run, port: Port) -> Slots | None:
         if not slots.granted:
             run.enter(SCHEDULED, "AwaitingConcurrencySlot", limits.describe(slots))
             run.blocker = slots
-            await port.until_granted(slots)
+            lent = limits.begin_wait(run)
+            try:
+                await port.until_granted(slots)
+            finally:
+                limits.end_wait(lent)
             run.blocker = None
+            if slots.refused is not None:
+                raise slots.refused
     except BaseException:  # cancelled while waiting, perhaps just as the slots were granted
         limits.give(slots)
         raise
@@ -314,7 +324,7 @@ def take_outcome(run: Run, value: Any) -> None:
         )
     if isinstance(value, GeneratorType):
         value = list(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-    if isinstance(value, (list, tuple, set)) and value and all(isinstance(one, State) for one in value):  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    if isinstance(value, (list, tuple, set)) and value and all(isinstance(one, State) for one in value):  # pyright: ignore[reportUnknownVariableType]
         several: list[State] = list(value)  # pyright: ignore[reportUnknownArgumentType]
         whole = aggregate(several)
         value = Outcome(whole.type, whole.name, whole.time, whole.message, several) if whole.is_completed() else whole

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import typing
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any, Generic, ParamSpec, Self, TypeVar, Unpack, cast, overload
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack, cast, overload
 
 import msgspec
 
@@ -16,12 +16,13 @@ from .loops import current_loop
 from .options import FlowOptions
 from .runs import Run, shown
 from .scopes import Scope
-from .specs import TaskSpec, refuse_unusable
+from .specs import TaskSpec, plain_function, refuse_unusable
 from .states import State, aggregate
 from .tasks import Definition, _final_state  # pyright: ignore[reportPrivateUsage]
 from .waiting import Port, drive, timed_out
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
 R = TypeVar("R")
 
 
@@ -30,7 +31,7 @@ class FlowDefinition(Definition[P]):
 
     what = "flow"
 
-    def __init__(self, fn: Callable[..., Any], given: dict[str, Any], bound: tuple[Any, ...] = ()) -> None:
+    def __init__(self, fn: Any, given: dict[str, Any], bound: tuple[Any, ...] = ()) -> None:
         super().__init__(fn, given, bound)
         if self.spec.is_generator:
             raise OptionError(f"flow {self.name!r}: a flow cannot be a generator; return a list, or make it a task")
@@ -65,14 +66,18 @@ class Flow(FlowDefinition[P], Generic[P, R]):
         run, return_state = self._special_run(args, kwargs)
         work = execute(run, run.inside.runtime.blocking_port)
         if not return_state:
-            return drive(work)
+            return drive(work)  # type: ignore[no-any-return]
         try:
             drive(work)
         except Exception:
             if not run.is_settled:
                 raise
-        return cast("Any", run.state)
+        return run.state  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
 
+    @overload
+    def __get__(self, instance: None, owner: type) -> Flow[P, R]: ...
+    @overload
+    def __get__(self: Flow[Concatenate[Any, Q], R], instance: object, owner: type | None = None) -> Flow[Q, R]: ...
     def __get__(self, instance: object, owner: type | None = None) -> Any:
         return self._bind(instance, owner)
 
@@ -84,8 +89,16 @@ class AsyncFlow(FlowDefinition[P], Generic[P, R]):
         """A coroutine that runs the flow here and gives its value, or with `return_state=True` its final `State`."""
         run, return_state = self._special_run(args, kwargs)
         work = execute(run, run.inside.runtime.loop_port)
-        return cast("Any", _final_state(run, work)) if return_state else work
+        if return_state:
+            return _final_state(run, work)  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
+        return work
 
+    @overload
+    def __get__(self, instance: None, owner: type) -> AsyncFlow[P, R]: ...
+    @overload
+    def __get__(
+        self: AsyncFlow[Concatenate[Any, Q], R], instance: object, owner: type | None = None
+    ) -> AsyncFlow[Q, R]: ...
     def __get__(self, instance: object, owner: type | None = None) -> Any:
         return self._bind(instance, owner)
 
@@ -102,14 +115,14 @@ async def enclosed(run: Run, port: Port) -> Any:
     try:
         made = port.call(run)
         value = await made if port.is_async else made
-        limits.begin_wait(run)
+        lent = limits.begin_wait(run)
         try:
             left = None if timeout is None else max(0.0, timeout - (monotonic() - start))
             if not await port.until_empty(scope, left):
                 raise timed_out(run)
             return await returned(value, port)
         finally:
-            limits.end_wait(run)
+            limits.end_wait(lent)
     except BaseException as error:
         scope.cancel(f"its flow {run.name!r} ended with {type(error).__name__}")
         await port.until_empty_shielded(scope)
@@ -157,7 +170,7 @@ def coerced(spec: TaskSpec, name: str, value: Any, annotation: Any) -> Any:
     try:
         if _is_pydantics(annotation):
             return _by_pydantic(value, annotation)
-        return msgspec.convert(value, annotation, strict=False)
+        return msgspec.convert(value, annotation, strict=False)  # pyright: ignore[reportUnknownVariableType]
     except (msgspec.ValidationError, ValueError) as error:
         raise ParameterValidationError(
             f"flow {spec.name!r}: parameter {name!r}: {error}, got {shown(value)}"
@@ -186,8 +199,9 @@ def _by_pydantic(value: Any, annotation: Any) -> Any:
     return pydantic.TypeAdapter(annotation).validate_python(value)
 
 
+# A coroutine is also a plain value, so the overloads overlap on purpose: the first one that fits is the right one.
 @overload
-def flow(fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncFlow[P, R]: ...
+def flow(fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncFlow[P, R]: ...  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
 @overload
 def flow(fn: Callable[P, R], /) -> Flow[P, R]: ...
 @overload
@@ -209,7 +223,7 @@ class FlowDecorator:
         self._options = options
 
     @overload
-    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncFlow[P, R]: ...
+    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncFlow[P, R]: ...  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
     @overload
     def __call__(self, fn: Callable[P, R], /) -> Flow[P, R]: ...
     def __call__(self, fn: Any, /) -> Any:
@@ -220,7 +234,6 @@ def make_flow(fn: Any, options: dict[str, Any]) -> FlowDefinition[Any]:
     """The flow of a function, of the class that fits its kind."""
     if isinstance(fn, Definition):
         raise OptionError(f"{fn!r} is decorated already; use with_options(...) to change its options")
-    plain: Any = fn.__func__ if isinstance(fn, (classmethod, staticmethod)) else fn
-    refuse_unusable("flow", plain)
+    refuse_unusable("flow", plain_function(fn))
     probe = Flow[Any, Any](fn, options)
-    return AsyncFlow(fn, options) if probe.spec.is_async else probe
+    return AsyncFlow[Any, Any](fn, options) if probe.spec.is_async else probe

@@ -74,13 +74,14 @@ class TaskFuture(Handle, Generic[R], eq=False):
         """
         if self.wait(timeout) is None:
             raise TimeoutError(f"run {self.run.name!r} is still {self.run.state_name} after {timeout:g} s")
-        return self.run.state.result(raise_on_failure)
+        value: R = self.run.state.result(raise_on_failure)
+        return value
 
     def wait(self, timeout: float | None = None) -> State | None:
         """Block this thread until the run is over; its final state, or None when `timeout` seconds are up."""
         run = self.run
         if not run.is_settled:
-            with _waiting():
+            with lending():
                 if not block_until_settled(run, timeout, _AWAIT):
                     return None
         return run.state
@@ -89,7 +90,8 @@ class TaskFuture(Handle, Generic[R], eq=False):
         """The run's value, awaited at most `timeout` seconds; raises as `result` does."""
         if await self.wait_async(timeout) is None:
             raise TimeoutError(f"run {self.run.name!r} is still {self.run.state_name} after {timeout:g} s")
-        return self.run.state.result(raise_on_failure)
+        value: R = self.run.state.result(raise_on_failure)
+        return value
 
     async def wait_async(self, timeout: float | None = None) -> State | None:
         """Await the end of the run; its final state, or None when `timeout` seconds are up."""
@@ -101,7 +103,7 @@ class TaskFuture(Handle, Generic[R], eq=False):
 
     async def _settled(self) -> None:
         run = self.run
-        with _waiting():
+        with lending():
             waker = loops.here().waker()
             run.when_settled(waker.wake)
             try:
@@ -114,8 +116,8 @@ class TaskFuture(Handle, Generic[R], eq=False):
         if not run.is_settled:
             yield from self._settled().__await__()
         if run.states[-1].type is COMPLETED:
-            return run.value
-        return run.state.result()
+            return run.value  # type: ignore[no-any-return]
+        return run.state.result()  # type: ignore[no-any-return]
 
     def __iter__(self) -> Iterator[Any]:
         """The values of a submitted generator, as they come; blocks this thread between them."""
@@ -133,7 +135,7 @@ class TaskFuture(Handle, Generic[R], eq=False):
                     f"write `async for value in future` instead"
                 )
             ready = threading.Event()
-            with place_lent(), self._woken_by_value(yielded, ready.set, taken):
+            with lending(), place_lent(), self._woken_by_value(yielded, ready.set, taken):
                 ready.wait()
         self.run.state.result()
 
@@ -148,7 +150,7 @@ class TaskFuture(Handle, Generic[R], eq=False):
             if self.run.is_settled:
                 break
             waker = loops.here().waker()
-            with self._woken_by_value(yielded, waker.wake, taken):
+            with lending(), self._woken_by_value(yielded, waker.wake, taken):
                 await waker.wait()
         self.run.state.result()
 
@@ -223,22 +225,21 @@ class _NoTimeout:
 _NO_TIMEOUT = _NoTimeout()
 
 
-class _waiting:
+class lending:
     """For the length of a `with`: the current run's body waits for other runs, and may lend them its slots."""
 
-    __slots__ = ("_limits", "_run")
+    __slots__ = ("_limits", "_waiting")
 
     def __enter__(self) -> None:
-        run = self._run = current_run.get()
+        run = current_run.get()
+        self._waiting: list[Run] | None = None
         if run is not None and run.inside is not None:
             self._limits: Limits = run.inside.runtime.limits
-            self._limits.begin_wait(run)
-        else:
-            self._run = None
+            self._waiting = self._limits.begin_wait(run)
 
     def __exit__(self, *error: object) -> None:
-        if self._run is not None:
-            self._limits.end_wait(self._run)
+        if self._waiting:
+            self._limits.end_wait(self._waiting)
 
 
 class TaskFutureList(list[TaskFuture[R]]):
@@ -334,7 +335,7 @@ class as_completed(Generic[R]):
                             )
                     ready = threading.Event()
                     arrivals.wake = ready.set
-                    with place_lent():
+                    with lending(), place_lent():
                         arrived = bool(arrivals.ended) or ready.wait(
                             None if end is None else max(0.0, end - time.monotonic())
                         )
@@ -354,7 +355,7 @@ class as_completed(Generic[R]):
                     arrivals.wake = waker.wake
                     if not arrivals.ended:
                         left = None if end is None else max(0.0, end - time.monotonic())
-                        with anyio.move_on_after(left) if left is not None else _NO_TIMEOUT:
+                        with lending(), anyio.move_on_after(left) if left is not None else _NO_TIMEOUT:
                             await waker.wait()
                     if not arrivals.ended:
                         raise self._late(arrivals)

@@ -5,14 +5,18 @@ at any depth, cycles included, without recursion limits of its own beyond the in
 only if something in it changed, and keeps its type.
 """
 
+# It looks into values of every type, so what pyright does not know of them is no news.
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
+
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, cast
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import msgspec
 
@@ -25,7 +29,6 @@ from .states import COMPLETED, State
 ATOMS: frozenset[type] = frozenset(
     (int, str, float, bool, bytes, complex, type(None), bytearray, range, type, memoryview, type(len), type(lambda: 0))
 )
-_PLAIN_CONTAINERS: frozenset[type] = frozenset((list, tuple, set, frozenset, dict))
 
 
 def is_plain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -68,14 +71,15 @@ lineage = Lineage()
 
 
 class Found:
-    """What a search found: the upstream runs and states, those of them that may fail, and whether there were marks."""
+    """What a search found: the upstream runs and states, those of them that must complete, and if there were marks."""
 
-    __slots__ = ("allowed", "has_marks", "runs", "sources", "states")
+    __slots__ = ("has_marks", "required", "runs", "sources", "states")
 
     def __init__(self) -> None:
         self.runs: list[Run] = []
         self.states: list[State] = []
-        self.allowed: list[Run | State] = []
+        #: Without those found only inside `allow_failure`; one that is found inside and outside must complete.
+        self.required: list[Run | State] = []
         self.has_marks = False
         #: Runs whose plain results were found among the arguments.
         self.sources: list[tuple[int, bool]] = []
@@ -96,43 +100,53 @@ def find(values: Iterable[Any]) -> Found:
             continue
         if isinstance(value, Handle):
             found.runs.append(value.run)
-            if allowed:
-                found.allowed.append(value.run)
+            if not allowed:
+                found.required.append(value.run)
         elif isinstance(value, State):
             found.states.append(value)
-            if allowed:
-                found.allowed.append(value)
+            if not allowed:
+                found.required.append(value)
         elif isinstance(value, Mark):
             found.has_marks = True
             if not isinstance(value, quote):
-                stack.append((cast("Mark[Any]", value).value, allowed or isinstance(value, allow_failure)))
+                stack.append((value.value, allowed or isinstance(value, allow_failure)))
         else:
             source = lineage.source(value)
             if source is not None:
                 found.sources.append(source)
             children = _children(value)
-            key = id(value)  # deliberate: the arguments hold the object while this looks
+            key = _key(value, allowed)
             if children and key not in seen:
                 seen.add(key)
-                stack.extend((child, allowed) for child in reversed(children))
+                stack.extend((child, allowed) for child in reversed(children) if child.__class__ not in ATOMS)
     return found
+
+
+def _key(value: Any, allowed: bool) -> int:
+    """For a container: itself, told apart by whether failures in it are allowed where it was found."""
+    key = id(value)  # deliberate: the arguments hold the object while `find` and `fill` are at work
+    return -key if allowed else key
 
 
 def failed_upstream(found: Found) -> UpstreamTaskError | None:
     """The error for the first upstream that is over and did not complete, unless its failure is allowed."""
-    for run in found.runs:
-        last = run.states[-1]
-        if last.type is not COMPLETED and not any(one is run for one in found.allowed):
-            error = UpstreamTaskError(f"upstream run {run.name!r} ended {last.name}: {last.message}".rstrip(": "))
-            error.__cause__ = run.state.error()
-            return error
-    for state in found.states:
-        if state.type is not COMPLETED and not any(one is state for one in found.allowed):
-            who = f"upstream run {state.task_run_id}" if state.run_number is not None else "an upstream"
-            error = UpstreamTaskError(f"{who} ended {state.name}: {state.message}".rstrip(": "))
-            error.__cause__ = state.error()
-            return error
-    return None
+    return next((upstream_error(one) for one in found.required if not _is_completed(one)), None)
+
+
+def _is_completed(upstream: Run | State) -> bool:
+    return (upstream.states[-1] if isinstance(upstream, Run) else upstream).type is COMPLETED
+
+
+def upstream_error(upstream: Run | State) -> UpstreamTaskError:
+    """The error for a run that cannot start because `upstream` did not complete, with its exception as the cause."""
+    state = upstream.state if isinstance(upstream, Run) else upstream
+    if isinstance(upstream, Run):
+        who = f"upstream run {upstream.name!r}"
+    else:
+        who = "an upstream" if state.run_number is None else f"upstream run {state.task_run_id}"
+    error = UpstreamTaskError(f"{who} ended {state.name}: {state.message}".rstrip(": "))
+    error.__cause__ = state.error()
+    return error
 
 
 def fill(value: Any) -> Any:
@@ -148,37 +162,45 @@ def _fill(value: Any, *, allowed: bool, done: dict[int, Any]) -> Any:
     if isinstance(value, State):
         return value.result(raise_on_failure=not allowed)
     if isinstance(value, quote):
-        return cast("quote[Any]", value).value
+        return value.value
     if isinstance(value, opaque):
-        inner = cast("opaque[Any]", value).value
+        inner = value.value
         return _fill(inner, allowed=allowed, done=done) if isinstance(inner, (Handle, State, Mark)) else inner
     if isinstance(value, Mark):
-        mark = cast("Mark[Any]", value)
-        return _fill(mark.value, allowed=allowed or isinstance(mark, allow_failure), done=done)
+        return _fill(value.value, allowed=allowed or isinstance(value, allow_failure), done=done)
     children = _children(value)
-    key = id(value)  # deliberate: the arguments hold the object while this fills
+    key = _key(value, allowed)
     if not children or key in done:
         return done.get(key, value)
     done[key] = value  # a container inside itself stays as it is
     filled = [_fill(child, allowed=allowed, done=done) for child in children]
     if any(new is not old for new, old in zip(filled, children, strict=True)):
-        done[key] = _rebuilt(value, filled)
+        try:
+            done[key] = _rebuilt(value, children, filled)
+        except Exception as error:  # a list for a key, a value that the class refuses: told apart from the body's own
+            raise TypeError(
+                f"a {type(value).__name__} among the arguments cannot hold the results of its upstream runs: {error!r}"
+            ) from error
     return done[key]
+
+
+#: In the place of a field that was never set.
+_UNSET: Any = object()
 
 
 def _children(value: Any) -> list[Any]:
     """What a container holds, in the order in which `_rebuilt` takes it; empty for anything else."""
-    kind = value.__class__
+    kind: Any = type(value)  # not __class__ or isinstance: proxies and mocks only say that they are containers
     if kind is list or kind is tuple or kind is set or kind is frozenset:
         return list(value)
-    if kind is dict or isinstance(value, dict):
+    if kind is dict or issubclass(kind, dict):
         return [*value.keys(), *value.values()]
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return list(cast("Iterable[Any]", value))
-    if isinstance(value, type):
+    if issubclass(kind, (list, tuple, set, frozenset)):
+        return list(value)
+    if issubclass(kind, (type, State)):
         return []
-    if isinstance(value, msgspec.Struct) or dataclasses.is_dataclass(value) or _is_attrs(value) or _is_pydantic(value):
-        return [getattr(value, name, None) for name in _field_names(value)]
+    if issubclass(kind, msgspec.Struct) or dataclasses.is_dataclass(kind) or _is_attrs(value) or _is_pydantic(value):
+        return [getattr(value, name, _UNSET) for name in _field_names(value)]
     return []
 
 
@@ -198,39 +220,45 @@ def _is_attrs(value: Any) -> bool:
 
 def _is_pydantic(value: Any) -> bool:
     pydantic = sys.modules.get("pydantic")
-    return pydantic is not None and isinstance(value, pydantic.BaseModel)
+    return pydantic is not None and issubclass(type(value), pydantic.BaseModel)
 
 
-def _rebuilt(value: Any, filled: list[Any]) -> Any:
-    """A container like `value` that holds `filled`."""
-    kind = type(value)
-    if isinstance(value, dict):
+def _rebuilt(value: Any, children: list[Any], filled: list[Any]) -> Any:
+    """A container like `value` that holds `filled` in place of `children`."""
+    kind: Any = type(value)
+    if kind is list or kind is tuple or kind is set or kind is frozenset:
+        return kind(filled)
+    if issubclass(kind, dict):
         half = len(filled) // 2
-        new = kind() if kind is dict else _empty_copy(cast("dict[Any, Any]", value))
+        new = {} if kind is dict else _empty_copy(value)
         new.update(zip(filled[:half], filled[half:], strict=True))
         return new
-    if isinstance(value, tuple):
-        return kind(*filled) if hasattr(kind, "_fields") else kind(filled)
-    if isinstance(value, (list, set, frozenset)):
-        return kind(filled)
+    if issubclass(kind, (list, set)):
+        new = _empty_copy(value)
+        new.extend(filled) if issubclass(kind, list) else new.update(filled)
+        return new
+    if issubclass(kind, (tuple, frozenset)):
+        new = (tuple if issubclass(kind, tuple) else frozenset).__new__(kind, filled)
+        getattr(new, "__dict__", {}).update(getattr(value, "__dict__", {}))
+        return new
     names = _field_names(value)
-    if isinstance(value, msgspec.Struct):
-        return msgspec.structs.replace(value, **dict(zip(names, filled, strict=True)))
+    changed = {name: new for name, old, new in zip(names, children, filled, strict=True) if new is not old}
+    if issubclass(kind, msgspec.Struct):
+        return msgspec.structs.replace(value, **changed)
     if _is_pydantic(value):
-        return value.model_copy(update=dict(zip(names, filled, strict=True)))
+        return value.model_copy(update=changed)
     # Dataclasses and attrs: a copy with fields set, because __init__ may take none of them (init=False, frozen).
     new = object.__new__(kind)
-    for holder in (getattr(value, "__dict__", {}),):
-        for name, held in holder.items():
-            object.__setattr__(new, name, held)
+    getattr(new, "__dict__", {}).update(getattr(value, "__dict__", {}))
     for name, held in zip(names, filled, strict=True):
-        object.__setattr__(new, name, held)
+        if held is not _UNSET:
+            object.__setattr__(new, name, held)
     return new
 
 
-def _empty_copy(value: dict[Any, Any]) -> dict[Any, Any]:
-    """An empty mapping of the same type and settings (a defaultdict keeps its factory)."""
-    new = value.copy()
+def _empty_copy(value: Any) -> Any:
+    """An empty container of the same type and settings (a defaultdict keeps its factory, a subclass its attributes)."""
+    new = copy.copy(value)
     new.clear()
     return new
 
@@ -243,14 +271,16 @@ def spread(
 ) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
     """The arguments of each run of `map`. Futures among the mapped arguments must be settled.
 
-    Raises `MappingMissingIterable` and `MappingLengthMismatch`, naming the task and the arguments.
+    Raises `MappingMissingIterable` and `MappingLengthMismatch`, naming the task and the arguments, and
+    `UpstreamTaskError` when a future that is to be mapped over did not complete.
     """
     mapped: dict[int | str, list[Any]] = {}
     static: dict[int | str, Any] = {}
-    for place, value in [*enumerate(args), *kwargs.items()]:
+    given: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    for place, value in given:
         elements = _elements(value)
         if elements is None:
-            static[place] = cast("unmapped[Any]", value).value if isinstance(value, unmapped) else value
+            static[place] = value.value if isinstance(value, unmapped) else value
         else:
             mapped[place] = elements
     if not mapped:
@@ -267,8 +297,8 @@ def spread(
         )
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     for index in range(next(iter(lengths.values()))):
-        pick: Callable[[int | str], Any] = lambda place, i=index: mapped[place][i] if place in mapped else static[place]  # noqa: E731
-        calls.append((tuple(pick(place) for place in range(len(args))), {key: pick(key) for key in kwargs}))
+        one = {**static, **{place: elements[index] for place, elements in mapped.items()}}
+        calls.append((tuple(one[place] for place in range(len(args))), {key: one[key] for key in kwargs}))
     return calls
 
 
@@ -279,27 +309,29 @@ def mapped_runs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Run]:
 
 def _unmarked(value: Any) -> Any:
     while isinstance(value, Mark) and not isinstance(value, (unmapped, quote)):
-        value = cast("Mark[Any]", value).value
+        value = value.value
     return value
 
 
-def _elements(value: Any) -> list[Any] | None:
+def _elements(value: Any, *, allowed: bool = False) -> list[Any] | None:
     """What `map` spreads `value` into, each with the marks of the whole; None for a static value."""
     if isinstance(value, Mark):
         if isinstance(value, (unmapped, quote)):
             return None
-        mark = cast("Mark[Any]", value)
-        inner = _elements(mark.value)
-        return None if inner is None else [mark.rewrap(one) for one in inner]
-    if isinstance(value, Handle):
-        value = value.run.state.result()
-    elif isinstance(value, State):
-        value = value.result()
+        inner = _elements(value.value, allowed=allowed or isinstance(value, allow_failure))
+        return None if inner is None else [value.rewrap(one) for one in inner]
+    if isinstance(value, (Handle, State)):
+        state = value.run.state if isinstance(value, Handle) else value
+        if state.type is not COMPLETED:
+            if allowed:
+                return None  # every run gets the exception
+            raise upstream_error(value.run if isinstance(value, Handle) else value)
+        value = state.result()
     if isinstance(value, (str, bytes, bytearray, io.IOBase)) or not isinstance(value, Iterable):
         return None
     if isinstance(value, Mapping) or _is_pydantic(value):
-        return list(cast("Mapping[Any, Any]", value)) if isinstance(value, Mapping) else None
-    return list(cast("Iterable[Any]", value))
+        return list(value) if isinstance(value, Mapping) else None
+    return list(value)
 
 
 def _place(place: int | str) -> str:

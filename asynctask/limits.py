@@ -7,7 +7,7 @@
 3. A slot is handed over by the release itself: whoever gives it back wakes the next in line before returning.
 4. A limit of 0 refuses. A changed or deleted limit takes effect for those waiting at once.
 5. Borrowing: while a holder waits for its own descendants, its slot may be lent to one of them at a time, so that
-   nested runs cannot block each other, and siblings still respect the limit.
+   nested runs cannot block each other, and siblings still respect the limit. Who called a waiting run waits as well.
 6. Nothing here waits or calls user code: `take` says yes or gives a place in line, and `when_granted` calls back.
    One lock guards it all, for every thread and loop.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from itertools import islice
 
 import msgspec
 
@@ -36,13 +37,15 @@ class ConcurrencyLimit(msgspec.Struct, frozen=True):
 class Slots:
     """What one run holds, or waits for: a place in the line of each of its limited tags."""
 
-    __slots__ = ("granted", "lender", "lent_to", "lines", "run", "wake")
+    __slots__ = ("granted", "lender", "lent_to", "lines", "refused", "run", "wake")
 
     def __init__(self, run: Run, lines: list[_Line]) -> None:
         self.run = run
         self.lines = lines
         self.wake: Callable[[], None] | None = None
         self.granted = False
+        #: Why it will never be granted, once a limit was set to 0.
+        self.refused: ConcurrencyLimitAborted | None = None
         #: By line: the holder whose slot this one uses, where it has none of its own.
         self.lender: dict[_Line, Slots] = {}
         #: By line: the descendant that uses this holder's slot at present.
@@ -74,12 +77,19 @@ class Limits:
         self._lines: dict[str, _Line] = {}
 
     def set(self, tag: str, limit: int) -> None:
-        """Create the limit of a tag, or change it; who waits and now has room starts."""
+        """Create the limit of a tag, or change it; who waits and now has room starts, and by 0 is refused."""
         with self._lock:
             line = self._lines.setdefault(tag, _Line(tag, limit))
             line.limit = limit
-            granted = self._grant_waiting([line])
-        _wake(granted)
+            refused = list(line.waiting) if limit == 0 else []
+            changed = {line: None}
+            for slots in refused:
+                slots.refused = _aborted(slots.run, line)
+                for other in slots.lines:
+                    self._leave(slots, other)
+                    changed[other] = None
+            granted = self._grant_waiting(changed)
+        _wake([*refused, *granted])
 
     def delete(self, tag: str) -> None:
         """Remove the limit of a tag; who waits for it alone starts. Raises `ObjectNotFound`."""
@@ -101,13 +111,12 @@ class Limits:
     def read(self, tag: str) -> ConcurrencyLimit:
         """The limit of a tag. Raises `ObjectNotFound`."""
         with self._lock:
-            line = self._line(tag)
-            holders = [str(slots.run.id) for slots in line.holders]
-            return ConcurrencyLimit(tag, line.limit, holders, len(line.waiting))
+            return _shown(self._line(tag))
 
     def read_all(self) -> list[ConcurrencyLimit]:
         """Every limit, by tag."""
-        return [self.read(tag) for tag in sorted(self._lines)]
+        with self._lock:
+            return [_shown(self._lines[tag]) for tag in sorted(self._lines)]
 
     def take(self, run: Run) -> Slots | None:
         """Slots for all limited tags of `run`, or places in their lines; `granted` tells which.
@@ -122,9 +131,7 @@ class Limits:
                 return None
             for line in lines:
                 if line.limit == 0:
-                    raise ConcurrencyLimitAborted(
-                        f"run {run.name!r} was aborted: its tag {line.tag!r} has a concurrency limit of 0"
-                    )
+                    raise _aborted(run, line)
             slots = Slots(run, lines)
             for line in lines:
                 line.waiting[slots] = None
@@ -132,11 +139,11 @@ class Limits:
         return slots
 
     def when_granted(self, slots: Slots, wake: Callable[[], None]) -> None:
-        """Call `wake` once the slots are granted, in the thread whose release grants them; at once if they are."""
+        """Call `wake` once the slots are granted or refused, in the thread that does it; at once if they are."""
         with self._lock:
-            granted = slots.granted
+            decided = slots.granted or slots.refused is not None
             slots.wake = wake
-        if granted:
+        if decided:
             wake()
 
     def give(self, slots: Slots) -> None:
@@ -148,19 +155,31 @@ class Limits:
             granted = self._grant_waiting(slots.lines)
         _wake(granted)
 
-    def begin_wait(self, run: Run) -> None:
-        """The body of `run` waits for other runs from here on, so its slots may be lent to its descendants."""
-        run.waits += 1
-        slots: Slots | None = run.slots
-        if slots is None:
-            return
-        with self._lock:
-            granted = self._grant_waiting(slots.lines)
-        _wake(granted)
+    def begin_wait(self, run: Run) -> list[Run]:
+        """`run` waits for other runs from here on, and so do those who called it: their slots may be lent.
 
-    def end_wait(self, run: Run) -> None:
-        """The body of `run` goes on."""
-        run.waits -= 1
+        Gives what `end_wait` takes: the holders of slots among them.
+        """
+        waiting: list[Run] = []
+        one: Run | None = run
+        while one is not None:
+            if one.slots is not None:
+                waiting.append(one)
+            one = None if one.is_submitted else one.parent
+        if waiting:
+            with self._lock:
+                for one in waiting:
+                    one.waits += 1
+                granted = self._grant_waiting(line for one in waiting for line in one.slots.lines)
+            _wake(granted)
+        return waiting
+
+    def end_wait(self, waiting: list[Run]) -> None:
+        """Their bodies go on."""
+        if waiting:
+            with self._lock:
+                for one in waiting:
+                    one.waits -= 1
 
     def describe(self, slots: Slots) -> str:
         """Why these slots are not granted: which tags are full, the place in line, and who holds the slots."""
@@ -169,8 +188,10 @@ class Limits:
             for line in slots.lines:
                 if slots not in line.waiting:
                     continue
-                place = list(line.waiting).index(slots) + 1
-                holders = ", ".join(holder.run.name for holder in list(line.holders)[:3]) or "nobody"
+                # Asked when a run joins the line, so nearly always of the last one: then nobody needs to be counted.
+                is_last = next(reversed(line.waiting)) is slots
+                place = len(line.waiting) if is_last else list(line.waiting).index(slots) + 1
+                holders = ", ".join(holder.run.name for holder in islice(line.holders, 3)) or "nobody"
                 parts.append(f"tag {line.tag!r} (limit {line.limit}): number {place} in line, held by {holders}")
         return "; ".join(parts)
 
@@ -247,6 +268,15 @@ class Limits:
 
 
 _NO_LIMIT = 2**62
+
+
+def _aborted(run: Run, line: _Line) -> ConcurrencyLimitAborted:
+    return ConcurrencyLimitAborted(f"run {run.name!r} was aborted: its tag {line.tag!r} has a concurrency limit of 0")
+
+
+def _shown(line: _Line) -> ConcurrencyLimit:
+    holders = [str(slots.run.id) for slots in line.holders]
+    return ConcurrencyLimit(line.tag, line.limit, holders, len(line.waiting))
 
 
 def _waits_for(holder: Run, below: Run) -> bool:

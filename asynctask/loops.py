@@ -8,9 +8,10 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextvars
 import sys
 import threading
+from collections import deque
 from collections.abc import Awaitable, Callable, Generator
 from contextvars import Context
 from types import CoroutineType, coroutine
@@ -19,6 +20,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import anyio
 
 if TYPE_CHECKING:
+    import asyncio
+
     import trio
 
 
@@ -74,18 +77,15 @@ class EventLoop(Protocol):
 class _AsyncioWaker:
     __slots__ = ("_future", "_loop")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: AsyncioLoop) -> None:
         self._loop = loop
-        self._future: asyncio.Future[None] = loop.create_future()
+        self._future = loop.new_future()
 
     def wake(self) -> None:
-        if asyncio._get_running_loop() is self._loop:  # pyright: ignore[reportPrivateUsage]
+        if self._loop.is_here():
             self._set()
-            return
-        try:
-            self._loop.call_soon_threadsafe(self._set)
-        except RuntimeError:  # the loop is closed, and with it whoever waited
-            return
+        else:
+            self._loop.call_soon(self._set)  # if it is closed, so is whoever waited
 
     def _set(self) -> None:
         if not self._future.done():
@@ -98,32 +98,58 @@ class _AsyncioWaker:
 class AsyncioLoop:
     """An asyncio event loop, uvloop's included."""
 
-    __slots__ = ("_loop",)
+    __slots__ = ("_is_posted", "_loop", "_mail", "_running", "_task_type")
     backend = "asyncio"
     begins_early = True
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        asyncio = sys.modules["asyncio"]
         self._loop = loop
+        self._running: Callable[[], asyncio.AbstractEventLoop | None] = asyncio._get_running_loop
+        self._task_type: type[asyncio.Task[Any]] = asyncio.Task
+        #: Calls from other threads, delivered together: each `call_soon_threadsafe` is a system call.
+        self._mail: deque[Callable[[], object]] = deque()
+        self._is_posted = False
+
+    def new_future(self) -> asyncio.Future[None]:
+        return self._loop.create_future()
 
     def is_here(self) -> bool:
-        return asyncio._get_running_loop() is self._loop  # pyright: ignore[reportPrivateUsage]
+        return self._running() is self._loop
 
     def is_closed(self) -> bool:
         return self._loop.is_closed()
 
     def call_soon(self, call: Callable[[], object]) -> bool:
+        if self._loop.is_closed():
+            return False
+        self._mail.append(call)
+        return self._is_posted or self._post()
+
+    def _post(self) -> bool:
+        self._is_posted = True
         try:
-            self._loop.call_soon_threadsafe(call)
+            self._loop.call_soon_threadsafe(self._deliver)
         except RuntimeError:
             return False
         return True
+
+    def _deliver(self) -> None:
+        self._is_posted = False  # before the mail is taken: what comes later is posted anew
+        mail = self._mail
+        try:
+            while mail:
+                mail.popleft()()
+        finally:
+            if mail:  # one of them raised, which the loop reports; the others are not to suffer
+                self._post()
 
     def start(self, work: Work, context: Context) -> asyncio.Task[Any]:
         loop = self._loop
         if loop.get_task_factory() is not None:
             return loop.create_task(work, name=work.__name__, context=context)
         # What `create_task` does, 0.3 us faster; with a name, because asyncio would make one up for 0.2 us.
-        return asyncio.Task(work, loop=loop, name=work.__name__, context=context)
+        return self._task_type(work, loop=loop, name=work.__name__, context=context)
 
     def cancel(self, handle: asyncio.Task[Any]) -> None:
         if self.is_here():
@@ -132,28 +158,21 @@ class AsyncioLoop:
             self.call_soon(handle.cancel)
 
     def waker(self) -> _AsyncioWaker:
-        return _AsyncioWaker(self._loop)
+        return _AsyncioWaker(self)
 
 
 class _TrioWaker:
-    __slots__ = ("_event", "_token")
+    __slots__ = ("_event", "_loop")
 
-    def __init__(self, token: trio.lowlevel.TrioToken) -> None:
-        import trio
-
-        self._token = token
-        self._event = trio.Event()
+    def __init__(self, loop: TrioLoop) -> None:
+        self._loop = loop
+        self._event: trio.Event = _trio().Event()
 
     def wake(self) -> None:
-        import trio
-
-        if trio.lowlevel.in_trio_run() and trio.lowlevel.current_trio_token() is self._token:
+        if self._loop.is_here():
             self._event.set()
-            return
-        try:
-            self._token.run_sync_soon(self._event.set)
-        except trio.RunFinishedError:
-            return
+        else:
+            self._loop.call_soon(self._event.set)
 
     def wait(self) -> Awaitable[None]:
         return self._event.wait()
@@ -170,33 +189,24 @@ class TrioLoop:
         self._token = token
 
     def is_here(self) -> bool:
-        import trio
-
-        return trio.lowlevel.in_trio_run() and trio.lowlevel.current_trio_token() is self._token
+        lowlevel = _trio().lowlevel
+        return lowlevel.in_trio_run() and lowlevel.current_trio_token() is self._token
 
     def is_closed(self) -> bool:
         return not self.call_soon(_nothing)
 
     def call_soon(self, call: Callable[[], object]) -> bool:
-        import trio
-
         try:
             self._token.run_sync_soon(call)
-        except trio.RunFinishedError:
+        except _trio().RunFinishedError:
             return False
         return True
 
     def start(self, work: Work, context: Context) -> trio.CancelScope | None:
-        import trio
-
+        trio = _trio()
         scope = trio.CancelScope()
-
-        async def task() -> None:
-            with scope:
-                await work
-
         try:
-            trio.lowlevel.spawn_system_task(task, name=work.__name__, context=context)
+            trio.lowlevel.spawn_system_task(_in_scope, scope, work, name=work.__name__, context=context)
         except RuntimeError:  # the run is ending and takes no more system tasks
             return None
         return scope
@@ -208,7 +218,17 @@ class TrioLoop:
             self.call_soon(handle.cancel)
 
     def waker(self) -> _TrioWaker:
-        return _TrioWaker(self._token)
+        return _TrioWaker(self)
+
+
+async def _in_scope(scope: trio.CancelScope, work: Work) -> None:
+    with scope:
+        await work
+
+
+def _trio() -> Any:
+    """The trio module, for code that runs only where somebody has imported it."""
+    return sys.modules["trio"]
 
 
 def _nothing() -> None:
@@ -217,18 +237,21 @@ def _nothing() -> None:
 
 #: The last asyncio loop seen and our view of it, so that a loop is wrapped once and not at every submit.
 _known: tuple[asyncio.AbstractEventLoop | None, AsyncioLoop | None] = (None, None)
+_known_trio: tuple[trio.lowlevel.TrioToken | None, TrioLoop | None] = (None, None)
 
 
 def current_loop() -> EventLoop | None:
     """The event loop that runs in this thread, under which this code runs; None in plain code."""
-    global _known
-    running = asyncio._get_running_loop()  # pyright: ignore[reportPrivateUsage]
+    global _known, _known_trio
+    running = _asyncio_running()
     if "trio" in sys.modules:
-        import trio
-
+        lowlevel = _trio().lowlevel
         # In trio's guest mode both run in one thread; the task under way decides.
-        if trio.lowlevel.in_trio_run() and (running is None or trio.lowlevel.in_trio_task()):
-            return TrioLoop(trio.lowlevel.current_trio_token())
+        if lowlevel.in_trio_run() and (running is None or lowlevel.in_trio_task()):
+            token = lowlevel.current_trio_token()
+            if _known_trio[0] is not token:
+                _known_trio = (token, TrioLoop(token))
+            return _known_trio[1]
     if running is None:
         return None
     raw, known = _known
@@ -245,23 +268,39 @@ def here() -> EventLoop:
     return loop
 
 
+def context_for_thread() -> Context:
+    """A copy of this context, for code in another thread.
+
+    anyio notes the name of the running library in the context; taken along, it would tell the code in the thread that
+    trio runs there, and `anyio.run` and `asyncio.run` would not work in it.
+    """
+    context = contextvars.copy_context()
+    sniffio = sys.modules.get("sniffio")
+    if sniffio is not None and context.get(sniffio.current_async_library_cvar) is not None:
+        context.run(sniffio.current_async_library_cvar.set, None)
+    return context
+
+
 def is_cancellation(error: BaseException) -> bool:
     """Whether `error` is how the running loop tells a task that it is cancelled."""
-    if isinstance(error, asyncio.CancelledError):
-        return True
-    if "trio" not in sys.modules:
-        return False
-    import trio
-
-    return isinstance(error, trio.Cancelled)
+    asyncio, trio = sys.modules.get("asyncio"), sys.modules.get("trio")
+    return (asyncio is not None and isinstance(error, asyncio.CancelledError)) or (
+        trio is not None and isinstance(error, trio.Cancelled)
+    )
 
 
 def is_being_cancelled() -> bool:
     """Whether the current task was really asked to stop, rather than only having seen a CancelledError."""
-    if asyncio._get_running_loop() is None:  # pyright: ignore[reportPrivateUsage]
+    if _asyncio_running() is None:
         return True  # trio's Cancelled cannot be raised by hand
-    task = asyncio.current_task()
+    task = sys.modules["asyncio"].current_task()
     return task is not None and task.cancelling() > 0
+
+
+def _asyncio_running() -> asyncio.AbstractEventLoop | None:
+    """asyncio's loop in this thread. Who has not imported asyncio (60 % of our own import time) runs none."""
+    asyncio = sys.modules.get("asyncio")
+    return None if asyncio is None else asyncio._get_running_loop()
 
 
 class LoopThread:

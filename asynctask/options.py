@@ -6,7 +6,6 @@ checked again; `Options` is what the rest of the code reads.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 import string
@@ -118,6 +117,8 @@ def check_options(what: str, default_name: str, given: dict[str, Any], *, defaul
     allowed = FlowOptions.__annotations__ if what == "flow" else TaskOptions.__annotations__
     for option in given:
         if option not in allowed:
+            import difflib  # 2 ms, for who makes a mistake
+
             close = difflib.get_close_matches(option, allowed, 1)
             hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(sorted(allowed))}"
             raise OptionError(f"{what} {check.name!r}: there is no option {option!r}; {hint}")
@@ -222,7 +223,7 @@ class _Check:
             raise self.wrong(option, f"at most {MOST_DELAYS} delays (the last one repeats)", f"{len(delays)} delays")
         seconds = [delay.total_seconds() if isinstance(delay, timedelta) else delay for delay in delays]
         if not all(map(_is_duration, seconds)):
-            raise self.wrong(option, wanted, value)
+            raise self.wrong(option, wanted, value)  # pyright: ignore[reportUnknownArgumentType]
         return tuple(float(cast("float", delay)) for delay in seconds) or None
 
     def exceptions(self, option: str) -> tuple[type[BaseException], ...] | None:
@@ -231,7 +232,7 @@ class _Check:
             return None
         several = list(cast("Iterable[object]", value)) if isinstance(value, (list, tuple, set, frozenset)) else [value]
         if not several or not all(isinstance(one, type) and issubclass(one, BaseException) for one in several):
-            raise self.wrong(option, "an exception type or a list of them", value)
+            raise self.wrong(option, "an exception type or a list of them", value)  # pyright: ignore[reportUnknownArgumentType]
         return tuple(cast("list[type[BaseException]]", several))
 
     def function(self, option: str) -> Any:
@@ -253,7 +254,7 @@ class _Check:
     def run_name(self, option: str) -> str | Callable[..., str] | None:
         value = self.given.get(option)
         if value is None or callable(value):
-            return value
+            return cast("Callable[..., str] | None", value)
         if not isinstance(value, str) or not value:
             raise self.wrong(option, "a format string over the parameters, or a function", value)
         try:

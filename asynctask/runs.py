@@ -21,7 +21,7 @@ import msgspec
 from .clocks import Clock, Ids
 from .errors import TransitionError
 from .specs import TaskSpec
-from .states import COMPLETED, PENDING, RUNNING, Outcome, State, StateType
+from .states import COMPLETED, RUNNING, Outcome, State, StateType
 
 Observer = Callable[["Run", State], None]
 
@@ -199,7 +199,8 @@ class Run(Trace, eq=False, gc=True, weakref=True):
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
-    journal: Journal = None  # type: ignore[assignment]  # always given; Struct wants defaults after defaults
+    #: Always given; a Struct wants defaults after defaults.
+    journal: Journal = None  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
     #: The run whose body made this call, until this run is settled.
     parent: Run | None = None
     #: The flow run that owns this one.
@@ -237,8 +238,8 @@ class Run(Trace, eq=False, gc=True, weakref=True):
             raise TransitionError(f"run {self.name!r} cannot go from {last.name} to {name}")
         journal = self.journal
         now = journal.now()
-        if now <= last.time:  # the wall clock stood still or was set back; a history only goes forward
-            now = last.time + 1e-6
+        if now < last.time + 2e-6:  # the wall clock stood still or was set back; a history only goes forward,
+            now = last.time + 2e-6  # by so much that timestamps, which are rounded to a microsecond, do so too
         state = State(type, name, now, message)
         self.states = states + (state,)  # noqa: RUF005  # 10 ns less than unpacking, three times a run
         if journal.observed & bit:

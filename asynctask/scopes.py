@@ -16,7 +16,7 @@ import contextvars
 import inspect
 import random
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
@@ -317,12 +317,12 @@ class Runtime:
         return self._alone(app)
 
     @asynccontextmanager
-    async def _alone(self, app: Any) -> AsyncIterator[None]:
+    async def _alone(self, app: Any) -> AsyncGenerator[None, None]:
         async with self:
             yield
 
     @asynccontextmanager
-    async def _inside(self, outer: Lifespan, app: Any) -> AsyncIterator[Any]:
+    async def _inside(self, outer: Lifespan, app: Any) -> AsyncGenerator[Any, None]:
         async with outer(app) as state, self:
             yield state
 

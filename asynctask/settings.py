@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import tomllib
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -34,17 +32,19 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 def _file_values() -> dict[str, Any]:
     values: dict[str, Any] = {}
-    pyproject, own = Path("pyproject.toml"), Path("asynctask.toml")
-    for path in (pyproject, own):
-        if not path.is_file():
+    for path in ("pyproject.toml", "asynctask.toml"):
+        if not os.path.isfile(path):
             continue
+        import tomllib  # 2 ms, which most programs need not spend
+
         try:
-            content = tomllib.loads(path.read_text(encoding="utf-8"))
+            with open(path, "rb") as file:
+                content = tomllib.load(file)
         except (OSError, tomllib.TOMLDecodeError) as error:
-            if path == pyproject:  # somebody else's file, perhaps in the middle of an edit
+            if path == "pyproject.toml":  # somebody else's file, perhaps in the middle of an edit
                 continue
-            raise SettingsError(f"{path.resolve()} cannot be read: {error}") from error
-        values.update(content.get("tool", {}).get("asynctask", {}) if path == pyproject else content)
+            raise SettingsError(f"{os.path.abspath(path)} cannot be read: {error}") from error
+        values.update(content.get("tool", {}).get("asynctask", {}) if path == "pyproject.toml" else content)
     return values
 
 
@@ -109,7 +109,7 @@ settings = CurrentSettings()
 
 
 @contextmanager
-def temporary_settings(**changes: Any) -> Iterator[Settings]:
+def temporary_settings(**changes: Any) -> Generator[Settings, None, None]:
     """Change settings, in the whole process, for the length of a `with` block. Meant for tests."""
     before = settings.values
     settings._values = _checked({**msgspec.structs.asdict(before), **changes})  # pyright: ignore[reportPrivateUsage]

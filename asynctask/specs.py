@@ -6,12 +6,11 @@ The engine knows a `TaskSpec`; the `Task` that people hold (floor 6) is known on
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
+import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
@@ -45,7 +44,10 @@ class TaskSpec(msgspec.Struct, eq=False, weakref=True, dict=True):
 
     @functools.cached_property
     def signature(self) -> inspect.Signature:
-        return inspect.signature(self.fn)
+        try:
+            return inspect.signature(self.fn)
+        except (TypeError, ValueError):  # a builtin that does not tell: only the call itself knows what fits
+            return inspect.signature(_anything)
 
     def check_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Raise `ParameterBindError` if the arguments do not fit; the common case costs a comparison."""
@@ -79,19 +81,18 @@ def make_spec(what: str, fn: Callable[..., Any], options: Options) -> TaskSpec:
         is_generator=inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner),
         is_flow=what == "flow",
     )
-    try:
-        parameters = spec.signature.parameters
-    except (TypeError, ValueError):  # a builtin without a signature: nothing to check
-        spec.most = sys.maxsize
-        return spec
     _count_arguments(spec)
     for reserved in RESERVED:
-        if reserved in parameters:
+        if reserved in spec.signature.parameters:
             raise ReservedArgumentError(
                 f"{what} {options.name!r}: a parameter may not be called {reserved!r}, "
                 f"because calls use that name themselves; rename it"
             )
     return spec
+
+
+def _anything(*args: Any, **kwargs: Any) -> None:
+    """Has the signature of what has none."""
 
 
 def _count_arguments(spec: TaskSpec) -> None:
@@ -108,33 +109,45 @@ def _count_arguments(spec: TaskSpec) -> None:
     spec.least, spec.most = least, most
 
 
-def kind_of(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """The function whose colour decides: through partials, wrappers and callable objects."""
+def unwrapped(fn: Callable[..., Any]) -> Any:
+    """What a `functools.partial`, or a partial of partials, calls in the end."""
     inner: Any = fn
     while isinstance(inner, functools.partial):
-        inner = cast("functools.partial[Any]", inner).func
+        inner = inner.func
+    return inner
+
+
+def plain_function(fn: Any) -> Callable[..., Any]:
+    """The function inside a `classmethod` or `staticmethod`; anything else as it is."""
+    function: Callable[..., Any] = fn.__func__ if isinstance(fn, (classmethod, staticmethod)) else fn  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    return function
+
+
+def kind_of(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The function whose colour decides: through partials, wrappers and callable objects."""
+    inner = unwrapped(fn)
     if not inspect.isroutine(inner) and not isinstance(inner, type):
         inner = type(inner).__call__
-    return inner
+    function: Callable[..., Any] = inner
+    return function
 
 
 def name_of(fn: Callable[..., Any]) -> str:
     """The function's own name; the class's name for a callable object."""
-    inner: Any = fn
-    while isinstance(inner, functools.partial):
-        inner = cast("functools.partial[Any]", inner).func
-    return getattr(inner, "__name__", None) or type(inner).__name__
+    inner = unwrapped(fn)
+    name: str = getattr(inner, "__name__", None) or type(inner).__name__
+    return name
 
 
 def key_of(fn: Callable[..., Any], name: str) -> str:
     """A stable key from name and fully qualified name; the code is no part of it, so that it survives an edit."""
-    inner: Any = fn
-    while isinstance(inner, functools.partial):
-        inner = cast("functools.partial[Any]", inner).func
-    where = inner if hasattr(inner, "__qualname__") else type(inner)
+    inner = unwrapped(fn)
+    where: Any = inner if hasattr(inner, "__qualname__") else inner.__class__
     module = getattr(where, "__module__", None) or "builtins"
     if module == "__main__":
         module = _main_module()
+    import hashlib  # 2 ms, so not before there is a task
+
     text = f"{name}\0{module}.{where.__qualname__}"
     return f"{name}-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
 
@@ -144,9 +157,10 @@ def _main_module() -> str:
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
     if spec is not None:
-        return spec.parent if spec.name.endswith(".__main__") else spec.name
+        name: str = spec.parent if spec.name.endswith(".__main__") else spec.name
+        return name
     file = getattr(main, "__file__", None)
-    return Path(file).stem if file else "__main__"
+    return os.path.splitext(os.path.basename(file))[0] if file else "__main__"
 
 
 def refuse_unusable(what: str, fn: object) -> None:

@@ -173,8 +173,8 @@ class State(msgspec.Struct, frozen=True, gc=False):
 class Outcome(State, frozen=True, gc=True):
     """The last state of a run as people see it: with what came of the run. Never part of a history, never stored."""
 
-    data: Any = None  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
-    run_number: int | None = None  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
+    data: Any = None
+    run_number: int | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 def Scheduled(message: str = "") -> State:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from typing import Any
 
 from . import loops
-from .futures import TaskFuture
+from .futures import TaskFuture, lending
 
 
 class Window:
@@ -49,7 +49,7 @@ class Window:
 
     async def _pull(self, pull: Any) -> None:
         try:
-            value = await anext(pull) if isinstance(pull, AsyncIterator) else next(pull)
+            value: Any = await anext(pull) if isinstance(pull, AsyncIterator) else next(pull)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
         except (StopIteration, StopAsyncIteration):
             self._is_exhausted = True
             return
@@ -71,7 +71,8 @@ class Window:
                 return self._landed.popleft()
             waker = self._waker = loops.here().waker()
             if not self._is_ready():  # something may have landed just before the waker was there
-                await waker.wait()
+                with lending():
+                    await waker.wait()
             self._waker = None
 
     def _is_ready(self) -> bool:

@@ -10,6 +10,7 @@ import functools
 import inspect
 import sys
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Generator, Iterable
+from types import MethodType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack, cast, overload
 
 import msgspec
@@ -17,13 +18,14 @@ import msgspec
 from . import inputs
 from .engine import execute, stream
 from .errors import BlockingWaitError, OptionError
-from .futures import TaskFuture, TaskFutureList
+from .futures import TaskFuture, TaskFutureList, lending
 from .logging import route_prints
 from .options import Around, Hook, TaskOptions, check_options
+from .retries import exponential_backoff as exponential_backoff
 from .runs import Run, current_run, current_tags
 from .scopes import Scope, runtime_here
 from .settings import settings
-from .specs import TaskSpec, make_spec, name_of, refuse_unusable
+from .specs import TaskSpec, make_spec, name_of, plain_function, refuse_unusable, unwrapped
 from .states import PENDING, State
 from .streams import Window
 from .waiting import block_until_settled, drive
@@ -32,6 +34,7 @@ P = ParamSpec("P")
 Q = ParamSpec("Q")
 R = TypeVar("R")
 Y = TypeVar("Y")
+H = TypeVar("H", bound=Hook)
 
 
 class Definition(Generic[P]):
@@ -39,11 +42,11 @@ class Definition(Generic[P]):
 
     what = "task"
 
-    def __init__(self, fn: Callable[..., Any], given: dict[str, Any], bound: tuple[Any, ...] = ()) -> None:
+    def __init__(self, fn: Any, given: dict[str, Any], bound: tuple[Any, ...] = ()) -> None:
         self._function = fn
         self._given = given
         self._bound = bound
-        plain = fn.__func__ if isinstance(fn, (classmethod, staticmethod)) else fn
+        plain = plain_function(fn)
         values = settings.values
         default = values.flow_default_retries if self.what == "flow" else values.task_default_retries
         options = check_options(self.what, name_of(plain), given, default_retries=default)
@@ -51,8 +54,9 @@ class Definition(Generic[P]):
         spec.task = self
         spec.body = around_body(spec, options.around)
         self.spec: TaskSpec = spec
-        functools.update_wrapper(self, plain, updated=())
+        functools.update_wrapper(cast("Any", self), plain, updated=())
         self.fn: Callable[..., Any] = plain
+        self.__isabstractmethod__ = bool(getattr(plain, "__isabstractmethod__", False))
         if options.log_prints or values.logging_log_prints:
             route_prints()
 
@@ -62,7 +66,7 @@ class Definition(Generic[P]):
 
     @property
     def description(self) -> str | None:
-        return self.spec.options.description or inspect.getdoc(self.fn)
+        return self.spec.options.description or inspect.getdoc(unwrapped(self.fn))
 
     @property
     def version(self) -> str | None:
@@ -82,8 +86,8 @@ class Definition(Generic[P]):
             return self
         if isinstance(self._function, classmethod):
             instance = owner
-        if instance is None:
-            return self
+        if instance is None or not hasattr(self.fn, "__get__") or isinstance(self.fn, MethodType):
+            return self  # taken from the class; or what would not bind as a plain attribute either (a builtin, say)
         bound = object.__new__(type(self))
         bound.__dict__.update(self.__dict__)
         bound._bound = (instance, *self._bound)
@@ -125,33 +129,44 @@ class Definition(Generic[P]):
         if wait_for is None:
             return ()
         if isinstance(wait_for, (str, bytes)) or not isinstance(wait_for, Iterable):
-            raise OptionError(f"{self.what} {self.name!r}: wait_for must be a list of futures or states, not {wait_for!r}")
-        return tuple(cast("Iterable[Any]", wait_for))
+            raise OptionError(
+                f"{self.what} {self.name!r}: wait_for must be a list of futures or states, not {wait_for!r}"
+            )
+        return tuple(wait_for)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
 
-    def _add_hook(self, option: str, hook: Any) -> Any:
+    def _add_hook(self, option: str, hook: H) -> H:
+        shared = self.spec.task
+        if shared is not self:  # bound, and so made anew at each look-up
+            if not isinstance(self._bound[0], type):
+                raise OptionError(
+                    f"{self.what} {self.name!r}: a hook cannot be added to the method of one instance, only to the "
+                    f"class's (Class.{self.name}.{option}); for one instance, keep what with_options({option}=...) gives"
+                )
+            shared._add_hook(option, hook)
+            return hook
         hooks = [*getattr(self.spec.options, option), hook]
         options = check_options(self.what, self.name, {**self._given, option: hooks}, default_retries=0)
         self._given = {**self._given, option: hooks}
         self.spec.options = msgspec.structs.replace(self.spec.options, **{option: getattr(options, option)})
         return hook
 
-    def on_running(self, hook: Hook) -> Hook:
+    def on_running(self, hook: H) -> H:
         """Decorator: call `hook(task, run, state)` when an attempt starts, before the body."""
         return self._add_hook("on_running", hook)
 
-    def on_completion(self, hook: Hook) -> Hook:
+    def on_completion(self, hook: H) -> H:
         """Decorator: call `hook(task, run, state)` when a run completes."""
         return self._add_hook("on_completion", hook)
 
-    def on_failure(self, hook: Hook) -> Hook:
+    def on_failure(self, hook: H) -> H:
         """Decorator: call `hook(task, run, state)` when a run has failed and is not tried again."""
         return self._add_hook("on_failure", hook)
 
-    def on_cancellation(self, hook: Hook) -> Hook:
+    def on_cancellation(self, hook: H) -> H:
         """Decorator: call `hook(task, run, state)` when a run was cancelled."""
         return self._add_hook("on_cancellation", hook)
 
-    def on_crashed(self, hook: Hook) -> Hook:
+    def on_crashed(self, hook: H) -> H:
         """Decorator: call `hook(task, run, state)` when a run was ended by an interrupt, an exit or a lost worker."""
         return self._add_hook("on_crashed", hook)
 
@@ -187,10 +202,11 @@ class TaskDefinition(Definition[P]):
         return scope.submit(run)
 
     def _map(self, args: tuple[Any, ...], kwargs: dict[str, Any], wait_for: object) -> TaskFutureList[Any]:
-        upstream = tuple(wait_for) if isinstance(wait_for, Iterable) else wait_for  # an iterator serves every run
+        upstream = self._checked_wait_for(wait_for)  # once: an iterator serves every run
         for run in inputs.mapped_runs(args, kwargs):
             try:
-                block_until_settled(run, None, "await the future first, then map over its value")
+                with lending():
+                    block_until_settled(run, None, "await the future first, then map over its value")
             except BlockingWaitError as error:
                 raise BlockingWaitError(f"task {self.name!r}: map() over a future: {error}") from None
         calls = inputs.spread(self.name, args, kwargs)
@@ -204,7 +220,9 @@ class TaskDefinition(Definition[P]):
         return_exceptions: bool,
     ) -> AsyncIterator[Any]:
         if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise OptionError(f"task {self.name!r}: stream(concurrency=...) must be a number from 1, not {concurrency!r}")
+            raise OptionError(
+                f"task {self.name!r}: stream(concurrency=...) must be a number from 1, not {concurrency!r}"
+            )
         if not isinstance(source, (Iterable, AsyncIterable)):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise OptionError(f"task {self.name!r}: stream() needs an iterable or async iterable, not {source!r}")
         window = Window(lambda value: self._submit((value,), {}, None), source, concurrency, ordered)
@@ -214,12 +232,12 @@ class TaskDefinition(Definition[P]):
 class Task(TaskDefinition[P], Generic[P, R]):
     """A task whose function is plain: `t(x)` runs in this thread and returns the value."""
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run now, in this thread; the value, or with `return_state=True` the final `State`."""
         if kwargs and ("return_state" in kwargs or "wait_for" in kwargs):
-            return self._call_specially(args, kwargs)
+            return self._call_specially(args, kwargs)  # type: ignore[no-any-return]
         run = self._new_run(args, kwargs)
-        return drive(execute(run, run.inside.runtime.blocking_port))
+        return drive(execute(run, run.inside.runtime.blocking_port))  # type: ignore[no-any-return]
 
     def _call_specially(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         run, return_state = self._special_run(args, kwargs)
@@ -234,17 +252,17 @@ class Task(TaskDefinition[P], Generic[P, R]):
         return run.state
 
     @overload
-    def submit(self, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]: ...
+    def submit(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]: ...
     @overload
-    def submit(self, *args: Any, wait_for: Iterable[Any] | None = ..., **kwargs: Any) -> TaskFuture[R]: ...
-    def submit(self, *args: Any, wait_for: Iterable[Any] | None = None, **kwargs: Any) -> TaskFuture[R]:
+    def submit(self, /, *args: Any, wait_for: Iterable[Any] | None = ..., **kwargs: Any) -> TaskFuture[R]: ...
+    def submit(self, /, *args: Any, wait_for: Iterable[Any] | None = None, **kwargs: Any) -> TaskFuture[R]:
         """Start a run beside the caller, on a thread, and return its future at once.
 
         Futures and states among the arguments are waited for first; so is `wait_for`, without passing data.
         """
         return self._submit(args, kwargs, wait_for)
 
-    def map(self, *args: Any, wait_for: Iterable[Any] | None = None, **kwargs: Any) -> TaskFutureList[R]:
+    def map(self, /, *args: Any, wait_for: Iterable[Any] | None = None, **kwargs: Any) -> TaskFutureList[R]:
         """Submit one run per element of the iterable arguments; `unmapped(v)`, strings and bytes are passed to all."""
         return self._map(args, kwargs, wait_for)
 
@@ -274,7 +292,7 @@ class Task(TaskDefinition[P], Generic[P, R]):
 class AsyncTask(TaskDefinition[P], Generic[P, R]):
     """A task whose function is async: `await t(x)`."""
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
         """A coroutine that runs the task here and gives its value, or with `return_state=True` its final `State`."""
         if kwargs and ("return_state" in kwargs or "wait_for" in kwargs):
             return self._call_specially(args, kwargs)
@@ -287,14 +305,14 @@ class AsyncTask(TaskDefinition[P], Generic[P, R]):
         return _final_state(run, work) if return_state else work
 
     @overload
-    def submit(self, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]: ...
+    def submit(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]: ...
     @overload
-    def submit(self, *args: Any, wait_for: Iterable[Any] | None = ..., **kwargs: Any) -> TaskFuture[R]: ...
-    def submit(self, *args: Any, wait_for: Iterable[Any] | None = None, **kwargs: Any) -> TaskFuture[R]:
+    def submit(self, /, *args: Any, wait_for: Iterable[Any] | None = ..., **kwargs: Any) -> TaskFuture[R]: ...
+    def submit(self, /, *args: Any, wait_for: Iterable[Any] | None = None, **kwargs: Any) -> TaskFuture[R]:
         """Start a run beside the caller, on the event loop, and return its future at once; see `Task.submit`."""
         return self._submit(args, kwargs, wait_for)
 
-    def map(self, *args: Any, wait_for: Iterable[Any] | None = None, **kwargs: Any) -> TaskFutureList[R]:
+    def map(self, /, *args: Any, wait_for: Iterable[Any] | None = None, **kwargs: Any) -> TaskFutureList[R]:
         """Submit one run per element of the iterable arguments; see `Task.map`."""
         return self._map(args, kwargs, wait_for)
 
@@ -322,24 +340,24 @@ class AsyncTask(TaskDefinition[P], Generic[P, R]):
 class GeneratorTask(TaskDefinition[P], Generic[P, Y]):
     """A task whose function is a generator: `for value in t(x)`; submitted, its result is the list of values."""
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Generator[Y, Any, Any]:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Generator[Y, Any, Any]:
         """An iterator over the values; the run is Running while it yields."""
         run, return_state = self._special_run(args, kwargs)
         port = run.inside.runtime.blocking_port
         if not return_state:
-            return GeneratorRun(stream(run, port))
+            return GeneratorRun(run, stream(run, port))
         try:
             drive(execute(run, port))
         except Exception:
             if not run.is_settled:
                 raise
-        return cast("Any", run.state)
+        return run.state  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
 
-    def submit(self, *args: Any, wait_for: Iterable[Any] | None = None, **kwargs: Any) -> TaskFuture[list[Y]]:
+    def submit(self, /, *args: Any, wait_for: Iterable[Any] | None = None, **kwargs: Any) -> TaskFuture[list[Y]]:
         """Run the generator beside the caller, on a thread; the future can be iterated over while it runs."""
         return self._submit(args, kwargs, wait_for)
 
-    def map(self, *args: Any, wait_for: Iterable[Any] | None = None, **kwargs: Any) -> TaskFutureList[list[Y]]:
+    def map(self, /, *args: Any, wait_for: Iterable[Any] | None = None, **kwargs: Any) -> TaskFutureList[list[Y]]:
         """Submit one run per element of the iterable arguments; see `Task.map`."""
         return self._map(args, kwargs, wait_for)
 
@@ -356,19 +374,19 @@ class GeneratorTask(TaskDefinition[P], Generic[P, Y]):
 class AsyncGeneratorTask(TaskDefinition[P], Generic[P, Y]):
     """A task whose function is an async generator: `async for value in t(x)`."""
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[Y, Any]:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[Y, Any]:
         """An async iterator over the values; the run is Running while it yields."""
         run, return_state = self._special_run(args, kwargs)
         port = run.inside.runtime.loop_port
         if return_state:
-            return cast("Any", _final_state(run, execute(run, port)))
+            return _final_state(run, execute(run, port))  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
         return stream(run, port)
 
-    def submit(self, *args: Any, wait_for: Iterable[Any] | None = None, **kwargs: Any) -> TaskFuture[list[Y]]:
+    def submit(self, /, *args: Any, wait_for: Iterable[Any] | None = None, **kwargs: Any) -> TaskFuture[list[Y]]:
         """Run the generator beside the caller; the future can be iterated over while it runs."""
         return self._submit(args, kwargs, wait_for)
 
-    def map(self, *args: Any, wait_for: Iterable[Any] | None = None, **kwargs: Any) -> TaskFutureList[list[Y]]:
+    def map(self, /, *args: Any, wait_for: Iterable[Any] | None = None, **kwargs: Any) -> TaskFutureList[list[Y]]:
         """Submit one run per element of the iterable arguments; see `Task.map`."""
         return self._map(args, kwargs, wait_for)
 
@@ -394,7 +412,8 @@ async def _final_state(run: Run, work: Coroutine[Any, Any, Any]) -> State:
 class GeneratorRun(Generator[Any, Any, Any]):
     """A sync generator task's run, driven step by step in the thread that asks for the next value."""
 
-    def __init__(self, steps: AsyncGenerator[Any, Any]) -> None:
+    def __init__(self, run: Run, steps: AsyncGenerator[Any, Any]) -> None:
+        self._run: Run | None = run
         self._steps = steps
 
     def __next__(self) -> Any:
@@ -420,7 +439,8 @@ class GeneratorRun(Generator[Any, Any, Any]):
         try:
             return drive(step)
         except StopAsyncIteration:
-            raise StopIteration from None
+            run, self._run = self._run, None  # what the body returned is given once, for `yield from`
+            raise StopIteration(None if run is None else run.value) from None
         finally:
             sys.set_asyncgen_hooks(*hooks)
 
@@ -457,12 +477,13 @@ def around_body(spec: TaskSpec, around: tuple[Around, ...]) -> Callable[..., Any
     return async_body if spec.is_async else sync_body
 
 
+# A coroutine or generator is also a plain value, so the overloads overlap on purpose: the first that fits is right.
 @overload
-def task(fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+def task(fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
 @overload
-def task(fn: Callable[P, AsyncGenerator[Y, Any]], /) -> AsyncGeneratorTask[P, Y]: ...
+def task(fn: Callable[P, AsyncGenerator[Y, Any]], /) -> AsyncGeneratorTask[P, Y]: ...  # type: ignore[overload-overlap]
 @overload
-def task(fn: Callable[P, Generator[Y, Any, Any]], /) -> GeneratorTask[P, Y]: ...
+def task(fn: Callable[P, Generator[Y, Any, Any]], /) -> GeneratorTask[P, Y]: ...  # type: ignore[overload-overlap]
 @overload
 def task(fn: Callable[P, R], /) -> Task[P, R]: ...
 @overload
@@ -485,11 +506,11 @@ class TaskDecorator:
         self._options = options
 
     @overload
-    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
     @overload
-    def __call__(self, fn: Callable[P, AsyncGenerator[Y, Any]], /) -> AsyncGeneratorTask[P, Y]: ...
+    def __call__(self, fn: Callable[P, AsyncGenerator[Y, Any]], /) -> AsyncGeneratorTask[P, Y]: ...  # type: ignore[overload-overlap]
     @overload
-    def __call__(self, fn: Callable[P, Generator[Y, Any, Any]], /) -> GeneratorTask[P, Y]: ...
+    def __call__(self, fn: Callable[P, Generator[Y, Any, Any]], /) -> GeneratorTask[P, Y]: ...  # type: ignore[overload-overlap]
     @overload
     def __call__(self, fn: Callable[P, R], /) -> Task[P, R]: ...
     def __call__(self, fn: Any, /) -> Any:
@@ -500,12 +521,12 @@ def make_task(fn: Any, options: dict[str, Any]) -> TaskDefinition[Any]:
     """The task of a function, of the class that fits its kind."""
     if isinstance(fn, Definition):
         raise OptionError(f"{fn!r} is decorated already; use with_options(...) to change its options")
-    plain: Any = fn.__func__ if isinstance(fn, (classmethod, staticmethod)) else fn
+    plain = plain_function(fn)
     refuse_unusable("task", plain)
     probe = make_spec("task", plain, check_options("task", name_of(plain), options, default_retries=0))
     if probe.is_generator:
-        return (AsyncGeneratorTask if probe.is_async else GeneratorTask)(fn, options)
-    return (AsyncTask if probe.is_async else Task)(fn, options)
+        return AsyncGeneratorTask[Any, Any](fn, options) if probe.is_async else GeneratorTask[Any, Any](fn, options)
+    return AsyncTask[Any, Any](fn, options) if probe.is_async else Task[Any, Any](fn, options)
 
 
 class tags:

@@ -1,8 +1,7 @@
 """What users' own tests need: virtual time, seeded randomness, a runtime that shares nothing.
 
-    with virtual_time() as clock:      # or `async with`
-        download("https://...")        # 5 retries, with delays of 1, 2, 4, 8 and 16 seconds
-    assert clock.elapsed == 31         # at once
+In `with virtual_time() as clock: download(...)`, a task with five retries and delays of 1, 2, 4, 8 and 16 seconds is
+through at once, and `clock.elapsed` is 31.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ class VirtualClock(Clock):
             self.elapsed += seconds
 
 
-class virtual_time:  # noqa: N801  # read as a statement: `with virtual_time() as clock`
+class virtual_time:  # in lower case, as it is read: `with virtual_time() as clock`
     """A block whose runs take no time to wait for retries, repeat their jitter by `seed`, and share nothing.
 
     `with` or `async with`; gives the `VirtualClock`. Tasks called inside, also by threads started inside, run in a

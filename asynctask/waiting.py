@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import contextvars
 import ctypes
@@ -21,6 +20,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Executor
+from types import GeneratorType
 from typing import Any, Protocol, cast
 
 import anyio
@@ -178,7 +178,7 @@ class Loop:
         ended = loop.waker()
         if started is not None:
             body.on_start = started.wake
-        future = self.services.executor(run).submit(contextvars.copy_context().run, body)
+        future = self.services.executor(run).submit(loops.context_for_thread().run, body)
         future.add_done_callback(lambda _: ended.wake())
         try:
             if timeout is None or started is None:
@@ -383,7 +383,8 @@ def call_body(run: Run) -> Any:
     """Call a sync body; a generator's values are collected into a list, and can be read while it runs."""
     made = run.spec.body(*run.args, **run.kwargs)
     if not run.spec.is_generator:
-        return made
+        # A generator that the body returns is more of its work: done here, not later on the event loop.
+        return list(made) if made.__class__ is GeneratorType else made
     run.yielded = yielded = run.yielded or Yielded()
     with contextlib.closing(made):
         for value in made:
@@ -433,14 +434,15 @@ def refuse_to_hang(run: Run, instead: str) -> None:
 
 def _run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
     """Run a coroutine of the user's from blocking code: on a loop of its own, in a thread if this one has a loop."""
-    if loops.current_loop() is None:
-        return asyncio.run(_as_coroutine(coroutine))
+    loop = loops.current_loop()
+    if loop is None:
+        return anyio.run(_as_coroutine, coroutine)
     box: list[Any] = []
-    context = contextvars.copy_context()
+    context = loops.context_for_thread()
 
     def work() -> None:
         try:
-            box.append((asyncio.run(_as_coroutine(coroutine)), None))
+            box.append((anyio.run(_as_coroutine, coroutine, backend=loop.backend), None))
         except BaseException as error:  # deliberate: handed to the thread that waits below
             box.append((None, error))
 
@@ -459,7 +461,9 @@ async def _as_coroutine(awaitable: Awaitable[Any]) -> Any:
 
 def _log_hook(hook: Hook, run: Run, state: State) -> None:
     name = getattr(hook, "__name__", None) or type(hook).__name__
-    logger.exception("Hook %r of run %r raised on entering %s; the run is not changed by it", name, run.name, state.name)
+    logger.exception(
+        "Hook %r of run %r raised on entering %s; the run is not changed by it", name, run.name, state.name
+    )
 
 
 # -- bodies in threads --------------------------------------------------------------------------------------------
@@ -522,7 +526,7 @@ class Body:
     def _report(self) -> None:
         if self._thread is not None:
             logger.warning(
-                "Thread %r is abandoned: the body of run %r is over (%s) but stuck in a call that cannot be interrupted",
+                "Thread %r is abandoned: the body of run %r is over (%s) but stuck in a call that can't be interrupted",
                 self.thread_name, self.run.name, self.run.state_name,
             )  # fmt: skip
 

@@ -53,7 +53,7 @@ class Store(Protocol):
         """The runs of `journal` are to be seen through this store from now on."""
         ...
 
-    def keep(self, trace: Trace) -> None:
+    def keep(self, trace: Trace, /) -> None:
         """Take the trace of a settled run; called in any thread, must not wait."""
         ...
 

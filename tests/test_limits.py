@@ -1,0 +1,723 @@
+"""Tag limits: how many runs with a tag are Running at once, and who is next."""
+
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import anyio
+import pytest
+
+from asynctask import Runtime, ThreadPoolTaskRunner, as_completed, flow, get_client, tags, task
+from asynctask.errors import BlockingWaitError, CancelledRun, ConcurrencyLimitAborted, ObjectNotFound
+from asynctask.stores.memory import MemoryStore
+
+
+class Inside:
+    """Counts who is inside, by tag: now, and at most."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.now: Counter[str] = Counter()
+        self.most: Counter[str] = Counter()
+
+    def enter(self, *names: str) -> None:
+        with self.lock:
+            self.now.update(names)
+            for name in names:
+                self.most[name] = max(self.most[name], self.now[name])
+
+    def leave(self, *names: str) -> None:
+        with self.lock:
+            self.now.subtract(names)
+
+
+def fresh() -> Runtime:
+    return Runtime(store=MemoryStore())
+
+
+@pytest.fixture
+def plain_limit() -> Iterator[Callable[[str, int], None]]:
+    """Limits on the default runtime's store, which lives as long as the process: taken away again."""
+    made: list[str] = []
+
+    def create(tag: str, limit: int) -> None:
+        with get_client(sync_client=True) as client:
+            client.create_concurrency_limit(tag, limit)
+        made.append(tag)
+
+    yield create
+    with get_client(sync_client=True) as client:
+        for tag in made:
+            client.delete_concurrency_limit_by_tag(tag)
+
+
+async def set_limit(tag: str, limit: int) -> None:
+    async with get_client() as client:
+        await client.create_concurrency_limit(tag, limit)
+
+
+async def until(holds: Callable[[], Any]) -> None:
+    with anyio.fail_after(5):
+        while not holds():
+            await anyio.sleep(0.001)
+
+
+# -- how many ------------------------------------------------------------------------------------------------------
+
+
+async def test_never_more_async_runs_than_the_limit_and_as_many_as_it():
+    inside = Inside()
+
+    @task(tags=["db"])
+    async def work() -> None:
+        inside.enter("db")
+        await anyio.sleep(0.001)
+        inside.leave("db")
+
+    async with fresh():
+        await set_limit("db", 3)
+        futures = [work.submit() for _ in range(20)]
+        for future in futures:
+            await future
+    assert inside.most == {"db": 3}
+
+
+async def test_never_more_runs_on_threads_than_the_limit_and_as_many_as_it():
+    inside = Inside()
+    together = threading.Barrier(3)
+
+    @task(tags=["db"])
+    def work() -> None:
+        inside.enter("db")
+        together.wait(5)  # breaks if fewer than three get in
+        inside.leave("db")
+
+    async with fresh():
+        await set_limit("db", 3)
+        for future in [work.submit() for _ in range(12)]:
+            await future
+    assert inside.most == {"db": 3}
+
+
+def test_runs_submitted_from_plain_threads_share_the_limit(plain_limit):
+    """Direct sync calls from eight threads: at most two at once."""
+    plain_limit("from-threads", 2)
+    inside = Inside()
+
+    @task(tags=["from-threads"])
+    def work() -> None:
+        inside.enter("t")
+        time.sleep(0.002)
+        inside.leave("t")
+
+    threads = [threading.Thread(target=lambda: [work() for _ in range(3)]) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert inside.most == {"t": 2}
+
+
+async def test_tags_of_an_enclosing_block_count():
+    inside = Inside()
+
+    @task
+    async def work() -> None:
+        inside.enter("t")
+        await anyio.sleep(0.001)
+        inside.leave("t")
+
+    async with fresh():
+        await set_limit("block", 1)
+        with tags("block"):
+            futures = [work.submit() for _ in range(5)]
+        for future in futures:
+            await future
+    assert inside.most == {"t": 1}
+
+
+async def test_a_tag_without_a_limit_is_not_limited():
+    everybody = threading.Barrier(10)
+
+    @task(tags=["other"])
+    def work() -> None:
+        everybody.wait(5)
+
+    async with fresh():
+        await set_limit("db", 1)
+        for future in [work.submit() for _ in range(10)]:
+            await future
+
+
+async def test_eight_short_runs_under_a_limit_of_one_take_little_more_than_their_sum():
+    """A released slot wakes the next in line at once; Prefect takes 13 seconds for these 0.08."""
+
+    @task(tags=["db"])
+    async def work() -> None:
+        await anyio.sleep(0.01)
+
+    async with fresh():
+        await set_limit("db", 1)
+        start = time.monotonic()
+        for future in [work.submit() for _ in range(8)]:
+            await future
+        taken = time.monotonic() - start
+    assert 0.08 <= taken < 0.6
+
+
+@pytest.mark.parametrize("ending", ["value", "error", "timeout", "cancel"])
+async def test_a_slot_is_given_back_however_the_run_ends(ending):
+    started = anyio.Event()
+
+    @task(tags=["db"], timeout_seconds=0.02 if ending == "timeout" else None)
+    async def work() -> None:
+        started.set()
+        if ending == "error":
+            raise ValueError("no")
+        if ending != "value":
+            await anyio.sleep(30)
+
+    @task(tags=["db"])
+    async def after() -> str:
+        return "ran"
+
+    async with fresh() as rt:
+        await set_limit("db", 1)
+        first = work.submit()
+        await started.wait()
+        if ending == "cancel":
+            first.cancel()
+        with anyio.fail_after(5):
+            assert await after.submit() == "ran"
+            await first.wait_async()
+        assert rt.limits.read("db").active_slots == []
+
+
+# -- who is next ---------------------------------------------------------------------------------------------------
+
+
+async def test_first_come_first_served():
+    go = anyio.Event()
+    order: list[int] = []
+
+    @task(tags=["db"])
+    async def work(number: int) -> None:
+        order.append(number)
+        await go.wait()
+        await anyio.sleep(0)
+
+    async with fresh() as rt:
+        await set_limit("db", 1)
+        futures = [work.submit(0)]
+        await until(lambda: order)
+        for number in range(1, 15):  # one by one: trio starts tasks of one moment in any order
+            futures.append(work.submit(number))
+            await until(lambda: rt.limits.read("db").waiting == number)  # noqa: B023
+        go.set()
+        for future in futures:
+            await future
+    assert order == list(range(15))
+
+
+async def test_a_run_with_two_tags_takes_all_slots_or_none_and_is_not_overtaken():
+    go = anyio.Event()
+    order: list[str] = []
+
+    @task
+    async def work(name: str, *, hold: bool = False) -> None:
+        order.append(name)
+        if hold:
+            await go.wait()
+
+    async with fresh() as rt:
+        await set_limit("a", 1)
+        await set_limit("b", 1)
+        first = work.with_options(tags=["a"]).submit("holds a", hold=True)
+        await until(lambda: order)
+        both = work.with_options(tags=["a", "b"]).submit("both")
+        await until(lambda: both.state.name == "AwaitingConcurrencySlot")
+        assert rt.limits.read("b").active_slots == []  # it does not sit on b while it waits for a
+        late = work.with_options(tags=["b"]).submit("b alone, later")
+        await until(lambda: late.state.name == "AwaitingConcurrencySlot")
+        go.set()
+        for future in (first, both, late):
+            await future
+    assert order == ["holds a", "both", "b alone, later"]
+
+
+async def test_a_cancelled_waiter_leaves_the_line():
+    go = anyio.Event()
+    ran: list[str] = []
+
+    @task(tags=["db"])
+    async def work(name: str) -> None:
+        ran.append(name)
+        if name == "holder":
+            await go.wait()
+
+    async with fresh() as rt:
+        await set_limit("db", 1)
+        holder = work.submit("holder")
+        await until(lambda: ran)
+        waiter, last = work.submit("waiter"), work.submit("last")
+        await until(lambda: last.state.name == "AwaitingConcurrencySlot")
+        assert rt.limits.read("db").waiting == 2
+        waiter.cancel()
+        await waiter.wait_async()
+        assert waiter.state.is_cancelled()
+        assert rt.limits.read("db").waiting == 1
+        go.set()
+        await last
+        await holder
+    assert ran == ["holder", "last"]
+
+
+async def test_what_a_waiting_run_waits_for_can_be_read():
+    go = anyio.Event()
+
+    @task(tags=["db"])
+    async def work() -> None:
+        await go.wait()
+
+    async with fresh() as rt:
+        await set_limit("db", 1)
+        holder = work.submit()
+        await until(lambda: holder.state.is_running())
+        waiter = work.submit()
+        await until(lambda: waiter.state.is_scheduled())
+        shown = next(run for run in rt.runs if run.id == waiter.task_run_id).waiting_on
+        assert shown is not None
+        assert "'db'" in shown
+        assert holder.name in shown
+        go.set()
+        await waiter
+        await holder
+
+
+# -- limits that change --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", ["raise", "delete", "reset"])
+async def test_a_raised_deleted_or_reset_limit_lets_the_waiting_start_at_once(change):
+    go = anyio.Event()
+    running = 0
+
+    @task(tags=["db"])
+    async def work() -> None:
+        nonlocal running
+        running += 1
+        await go.wait()
+
+    async with fresh(), get_client() as client:
+        await client.create_concurrency_limit("db", 1)
+        futures = [work.submit() for _ in range(2)]
+        await until(lambda: any(future.state.name == "AwaitingConcurrencySlot" for future in futures))
+        await until(lambda: running == 1)
+        if change == "raise":
+            await client.create_concurrency_limit("db", 2)
+        elif change == "delete":
+            await client.delete_concurrency_limit_by_tag("db")
+        else:
+            await client.reset_concurrency_limit_by_tag("db")
+        await until(lambda: running == 2)
+        go.set()
+        for future in futures:
+            await future
+        if change != "delete":
+            assert (await client.read_concurrency_limit_by_tag("db")).active_slots == []
+
+
+async def test_a_lowered_limit_holds_for_the_next_ones():
+    inside = Inside()
+    go = anyio.Event()
+
+    @task(tags=["db"])
+    async def work(*, first: bool) -> None:
+        if first:
+            await go.wait()
+            return
+        inside.enter("t")
+        await anyio.sleep(0.001)
+        inside.leave("t")
+
+    async with fresh() as rt:
+        await set_limit("db", 4)
+        early = [work.submit(first=True) for _ in range(4)]
+        await until(lambda: len(rt.limits.read("db").active_slots) == 4)
+        await set_limit("db", 1)
+        late = [work.submit(first=False) for _ in range(5)]
+        go.set()
+        for future in early + late:
+            await future
+    assert inside.most == {"t": 1}
+
+
+async def test_a_limit_of_0_ends_the_run_before_it_starts():
+    ran: list[str] = []
+
+    @task(tags=["closed"])
+    def sync_task() -> None:
+        ran.append("sync")
+
+    @task(tags=["closed"])
+    async def async_task() -> None:
+        ran.append("async")
+
+    async with fresh():
+        await set_limit("closed", 0)
+        with pytest.raises(ConcurrencyLimitAborted, match="closed"):
+            sync_task()
+        with pytest.raises(ConcurrencyLimitAborted, match="closed"):
+            await async_task()
+        for future in (sync_task.submit(), async_task.submit()):
+            with pytest.raises(ConcurrencyLimitAborted, match="limit of 0"):
+                await future
+            assert future.state.is_cancelled()
+        assert (await async_task(return_state=True)).is_cancelled()
+    assert ran == []
+
+
+async def test_a_limit_set_to_0_ends_those_that_wait_for_it():
+    go = anyio.Event()
+
+    @task(tags=["db"])
+    async def work() -> str:
+        await go.wait()
+        return "done"
+
+    async with fresh() as rt:
+        await set_limit("db", 1)
+        holder = work.submit()
+        await until(lambda: holder.state.is_running())
+        waiter = work.submit()
+        await until(lambda: waiter.state.is_scheduled())
+        await set_limit("db", 0)
+        with anyio.fail_after(5), pytest.raises(ConcurrencyLimitAborted, match="limit of 0"):
+            await waiter
+        assert waiter.state.is_cancelled()
+        assert rt.limits.read("db").waiting == 0
+        go.set()
+        assert await holder == "done"  # who runs already is left alone
+
+
+async def test_a_deleted_limit_is_not_found():
+    async with fresh(), get_client() as client:
+        await client.create_concurrency_limit("db", 1)
+        await client.delete_concurrency_limit_by_tag("db")
+        with pytest.raises(ObjectNotFound, match="'db'"):
+            await client.read_concurrency_limit_by_tag("db")
+        assert await client.read_concurrency_limits() == []
+
+
+# -- when a slot is held -------------------------------------------------------------------------------------------
+
+
+async def test_a_run_holds_no_slot_while_it_waits_for_an_upstream():
+    go = anyio.Event()
+
+    @task
+    async def upstream() -> int:
+        await go.wait()
+        return 1
+
+    @task(tags=["db"])
+    async def work(value: int) -> int:
+        return value
+
+    async with fresh():
+        await set_limit("db", 1)
+        waiting = work.submit(upstream.submit())
+        with anyio.fail_after(5):
+            assert await work.submit(2) == 2  # submitted later, and not held up
+        go.set()
+        assert await waiting == 1
+
+
+async def test_a_run_holds_no_slot_while_it_waits_for_its_retry():
+    failed = anyio.Event()
+
+    @task(tags=["db"], retries=1, retry_delay_seconds=60)
+    async def flaky() -> None:
+        failed.set()
+        raise ValueError("no")
+
+    @task(tags=["db"])
+    async def other() -> str:
+        return "ran"
+
+    async with fresh():
+        await set_limit("db", 1)
+        sleeping = flaky.submit()
+        await failed.wait()
+        with anyio.fail_after(5):
+            assert await other.submit() == "ran"
+        assert sleeping.state.name == "AwaitingRetry"
+        sleeping.cancel()
+        with pytest.raises(CancelledRun):
+            await sleeping
+
+
+async def test_a_sync_call_on_the_loop_that_would_wait_for_a_slot_says_what_to_write():
+    go = anyio.Event()
+
+    @task(tags=["db"])
+    async def holder() -> None:
+        await go.wait()
+
+    @task(tags=["db"])
+    def inline() -> str:
+        return "ran"
+
+    async with fresh() as rt:
+        await set_limit("db", 1)
+        held = holder.submit()
+        await until(lambda: held.state.is_running())
+        with pytest.raises(BlockingWaitError, match=r"await inline\.submit"):
+            inline()
+        assert rt.limits.read("db").waiting == 0
+        go.set()
+        await held
+        assert inline() == "ran"
+
+
+# -- borrowing -----------------------------------------------------------------------------------------------------
+
+DEPTH = 10
+
+
+async def test_async_tasks_of_one_tag_nest_to_depth_10_under_a_limit_of_1():
+    @task(tags=["db"])
+    async def called(depth: int) -> int:
+        return depth if depth == DEPTH else await called(depth + 1)
+
+    @task(tags=["db"])
+    async def submitted(depth: int) -> int:
+        return depth if depth == DEPTH else await submitted.submit(depth + 1)
+
+    @task(tags=["db"])
+    async def mapped(depth: int) -> int:
+        return depth if depth == DEPTH else max(await mapped.map([depth + 1]))
+
+    async with fresh() as rt:
+        await set_limit("db", 1)
+        for nested in (called, submitted, mapped):
+            with anyio.fail_after(5):
+                assert await nested(0) == DEPTH
+                assert await nested.submit(0) == DEPTH
+        assert rt.limits.read("db").active_slots == []
+
+
+async def test_sync_tasks_of_one_tag_nest_to_depth_10_under_a_limit_of_1():
+    @task(tags=["db"])
+    def called(depth: int) -> int:
+        return depth if depth == DEPTH else called(depth + 1)
+
+    @task(tags=["db"])
+    def submitted(depth: int) -> int:
+        return depth if depth == DEPTH else submitted.submit(depth + 1).result(timeout=5)
+
+    @task(tags=["db"])
+    def mapped(depth: int) -> int:
+        return depth if depth == DEPTH else max(mapped.map([depth + 1]).result(timeout=5))
+
+    @task(tags=["db"])
+    def passed_on(depth: int) -> int:
+        """The future goes into a direct call, which waits for it."""
+        return depth if depth == DEPTH else identity(passed_on.submit(depth + 1))
+
+    @task
+    def identity(value: int) -> int:
+        return value
+
+    async with fresh() as rt:
+        await set_limit("db", 1)
+        for nested in (called, submitted, mapped, passed_on):
+            with anyio.fail_after(5):
+                assert await nested.submit(0) == DEPTH
+        assert rt.limits.read("db").active_slots == []
+
+
+def test_nesting_works_from_plain_code_too(plain_limit):
+    plain_limit("nested-plain", 1)
+
+    @task(tags=["nested-plain"])
+    def outer() -> list[int]:
+        return [inner(1), inner.submit(2).result(timeout=5), *inner.map([3, 4]).result(timeout=5)]
+
+    @task(tags=["nested-plain"])
+    def inner(value: int) -> int:
+        return value
+
+    assert outer() == [1, 2, 3, 4]
+
+
+async def test_a_parent_lends_its_slot_however_it_waits_for_its_children():
+    @task(tags=["db"])
+    async def child(value: int) -> int:
+        await anyio.sleep(0)
+        return value
+
+    @task(tags=["db"])
+    async def values():
+        yield 1
+        yield 2
+
+    @task(tags=["db"])
+    async def parent(how: str) -> list[int]:
+        if how == "as_completed":
+            return sorted([await future async for future in as_completed(child.map([1, 2]))])
+        if how == "stream":
+            return sorted([value async for value in child.stream([1, 2], concurrency=2)])
+        if how == "generator future":
+            return [value async for value in values.submit()]
+        if how == "wait_async":
+            states = await child.map([1, 2]).wait_async()
+            return [state.result() for state in states or []]
+        if how == "a future of the parent's, awaited in a called child":
+            return await gather([child.submit(1), child.submit(2)])
+        return [await child(value) for value in (1, 2)]
+
+    @task
+    async def gather(values: list[int]) -> list[int]:
+        return values
+
+    async with fresh() as rt:
+        await set_limit("db", 1)
+        ways = ("as_completed", "stream", "generator future", "wait_async", "call",
+                "a future of the parent's, awaited in a called child")  # fmt: skip
+        for how in ways:
+            with anyio.fail_after(5):
+                assert await parent(how) == [1, 2], how
+        assert rt.limits.read("db").active_slots == []
+
+
+async def test_a_flow_waiting_for_its_children_at_its_end_holds_nothing_up():
+    done: list[int] = []
+
+    @task(tags=["db"])
+    async def child(value: int) -> None:
+        done.append(value)
+
+    @flow
+    async def inner() -> None:
+        child.map(range(5))
+
+    @task(tags=["db"])
+    async def outer() -> None:
+        await inner()
+
+    async with fresh():
+        await set_limit("db", 1)
+        with anyio.fail_after(5):
+            await outer()
+    assert sorted(done) == list(range(5))
+
+
+async def test_children_that_borrow_one_slot_run_one_at_a_time():
+    inside = Inside()
+
+    @task(tags=["db"])
+    async def child(_: int) -> None:
+        inside.enter("t")
+        await anyio.sleep(0.001)
+        inside.leave("t")
+
+    @task(tags=["db"])
+    async def parent() -> None:
+        await child.map(range(6))
+
+    async with fresh():
+        await set_limit("db", 1)
+        with anyio.fail_after(5):
+            await parent.submit()
+    assert inside.most == {"t": 1}
+
+
+async def test_a_parent_that_does_not_wait_does_not_lend():
+    """The child starts when the parent waits for it, and not before."""
+    log: list[str] = []
+
+    @task(tags=["db"])
+    async def child() -> None:
+        log.append("child")
+
+    @task(tags=["db"])
+    async def parent() -> None:
+        future = child.submit()
+        for _ in range(20):
+            await anyio.sleep(0)
+        log.append("parent waits")
+        await future
+
+    async with fresh():
+        await set_limit("db", 1)
+        with anyio.fail_after(5):
+            await parent()
+    assert log == ["parent waits", "child"]
+
+
+async def test_nested_sync_tasks_of_one_tag_fit_into_one_worker_thread():
+    @task(tags=["db"])
+    def nested(depth: int) -> int:
+        return depth if depth == 5 else nested.submit(depth + 1).result(timeout=5)
+
+    async with Runtime(store=MemoryStore(), task_runner=ThreadPoolTaskRunner(max_workers=1)):
+        await set_limit("db", 1)
+        with anyio.fail_after(10):
+            assert await nested.submit(0) == 5
+
+
+# -- at random -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_under_any_mix_of_runs_no_limit_is_exceeded_and_nothing_is_left_held(seed):
+    """Random tags, sync and async bodies, failures, retries, cancellations: the most inside never passes a limit."""
+    dice = random.Random(seed)
+    limits = {"a": 1, "b": 2, "c": 3}
+    inside = Inside()
+
+    def names() -> list[str]:
+        return dice.sample(sorted(limits), dice.randint(1, 3))
+
+    async def async_work(own: list[str], fails: bool) -> None:
+        inside.enter(*own)
+        try:
+            await anyio.sleep(0)
+            if fails:
+                raise ValueError("no")
+        finally:
+            inside.leave(*own)
+
+    def sync_work(own: list[str], fails: bool) -> None:
+        inside.enter(*own)
+        try:
+            time.sleep(0.0005)
+            if fails:
+                raise ValueError("no")
+        finally:
+            inside.leave(*own)
+
+    async with fresh() as rt:
+        for tag, limit in limits.items():
+            await set_limit(tag, limit)
+        futures = []
+        for _ in range(80):
+            own = names()
+            made: Any = task(tags=own, retries=dice.randint(0, 1))(dice.choice([async_work, sync_work]))
+            futures.append(made.submit(own, dice.random() < 0.3))
+            if dice.random() < 0.2:
+                dice.choice(futures).cancel()
+            if dice.random() < 0.3:
+                await anyio.sleep(0)
+        with anyio.fail_after(20):
+            for future in futures:
+                assert (await future.wait_async()).is_final()
+        for tag, limit in limits.items():
+            assert inside.most[tag] <= limit
+            now = rt.limits.read(tag)
+            assert (now.active_slots, now.waiting) == ([], 0)
+    assert not +inside.now
