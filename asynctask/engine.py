@@ -283,7 +283,7 @@ async def slots_taken(run: Run, port: Port) -> Slots | None:
         return None
     try:
         if not slots.granted:
-            run.enter(SCHEDULED, "AwaitingConcurrencySlot", limits.describe(slots))
+            run.enter(SCHEDULED, "AwaitingConcurrencySlot", f"tags: {', '.join(line.tag for line in slots.lines)}")
             run.blocker = slots
             lent = limits.begin_wait(run)
             try:
@@ -301,9 +301,16 @@ async def slots_taken(run: Run, port: Port) -> Slots | None:
 
 
 def give_slots(run: Run, slots: Slots, port: Port) -> None:
-    """Give back the slots of an attempt; if it is being cancelled, its final state comes a moment later."""
+    """Give back the slots of an attempt; if it is being cancelled, its final state comes a moment later.
+
+    An interrupted body that is still in its thread keeps them until it leaves: what the limit guards is in use.
+    """
     run.slots = None
-    port.services.limits.give(slots)
+    limits = port.services.limits
+    for body in list(port.services.abandoned):
+        if body.slots is slots and body.when_left(lambda: limits.give(slots)):
+            return
+    limits.give(slots)
 
 
 def has_yielded(run: Run) -> bool:

@@ -15,7 +15,7 @@ from .errors import BlockingWaitError
 from .limits import Limits
 from .runs import Handle, Run, Yielded, current_run
 from .states import COMPLETED, State
-from .waiting import block_until_settled, logger, place_lent
+from .waiting import block_on, block_until_settled, logger
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
@@ -124,10 +124,11 @@ class TaskFuture(Handle, Generic[R], eq=False):
         yielded = self._yielded()
         taken = 0
         while True:
+            is_over = self.run.is_settled  # before the look at the values: the last one may come between the two
             while taken < len(yielded.values):
                 yield yielded.values[taken]
                 taken += 1
-            if self.run.is_settled:
+            if is_over:
                 break
             if self.run.home is not None and self.run.home.is_here():
                 raise BlockingWaitError(
@@ -135,24 +136,13 @@ class TaskFuture(Handle, Generic[R], eq=False):
                     f"write `async for value in future` instead"
                 )
             ready = threading.Event()
-            with lending(), place_lent(), self._woken_by_value(yielded, ready.set, taken):
-                ready.wait()
+            with lending(), self._woken_by_value(yielded, ready.set, taken):
+                block_on(ready)
         self.run.state.result()
 
-    async def __aiter__(self) -> AsyncIterator[Any]:
+    def __aiter__(self) -> AsyncIterator[Any]:
         """The values of a submitted generator, as they come."""
-        yielded = self._yielded()
-        taken = 0
-        while True:
-            while taken < len(yielded.values):
-                yield yielded.values[taken]
-                taken += 1
-            if self.run.is_settled:
-                break
-            waker = loops.here().waker()
-            with lending(), self._woken_by_value(yielded, waker.wake, taken):
-                await waker.wait()
-        self.run.state.result()
+        return _Values(self.run, self._yielded())
 
     def _yielded(self) -> Yielded:
         yielded = self.run.yielded
@@ -189,6 +179,34 @@ def ask_to_stop(run: Run, reason: str) -> None:
     child, home = run.child, run.home
     if child is not None and home is not None:
         home.cancel(child)
+
+
+class _Values:
+    """The values of a submitted generator for `async for`; no async generator, see `_AsyncArrivals`."""
+
+    __slots__ = ("_run", "_taken", "_yielded")
+
+    def __init__(self, run: Run, yielded: Yielded) -> None:
+        self._run = run
+        self._yielded = yielded
+        self._taken = 0
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        run, values = self._run, self._yielded.values
+        while True:
+            is_over = run.is_settled  # before the look at the values: the last one may come between the two
+            if self._taken < len(values):
+                self._taken += 1
+                return values[self._taken - 1]
+            if is_over:
+                run.state.result()
+                raise StopAsyncIteration
+            waker = loops.here().waker()
+            with lending(), _Woken(run, self._yielded, waker.wake, self._taken):
+                await waker.wait()
 
 
 class _Woken:
@@ -335,9 +353,9 @@ class as_completed(Generic[R]):
                             )
                     ready = threading.Event()
                     arrivals.wake = ready.set
-                    with lending(), place_lent():
-                        arrived = bool(arrivals.ended) or ready.wait(
-                            None if end is None else max(0.0, end - time.monotonic())
+                    with lending():
+                        arrived = bool(arrivals.ended) or block_on(
+                            ready, None if end is None else max(0.0, end - time.monotonic())
                         )
                     if not arrived and not arrivals.ended:
                         raise self._late(arrivals)
@@ -345,26 +363,41 @@ class as_completed(Generic[R]):
         finally:
             arrivals.forget()
 
-    async def __aiter__(self) -> AsyncIterator[TaskFuture[R]]:
-        arrivals = _Arrivals(self._futures)
-        end = None if self._timeout is None else time.monotonic() + self._timeout
-        try:
-            while arrivals.left:
-                if not arrivals.ended:
-                    waker = loops.here().waker()
-                    arrivals.wake = waker.wake
-                    if not arrivals.ended:
-                        left = None if end is None else max(0.0, end - time.monotonic())
-                        with lending(), anyio.move_on_after(left) if left is not None else _NO_TIMEOUT:
-                            await waker.wait()
-                    if not arrivals.ended:
-                        raise self._late(arrivals)
-                yield arrivals.next()
-        finally:
-            arrivals.forget()
+    def __aiter__(self) -> AsyncIterator[TaskFuture[R]]:
+        return _AsyncArrivals(self._late, _Arrivals(self._futures), self._timeout)
 
     def _late(self, arrivals: _Arrivals[R]) -> TimeoutError:
         return TimeoutError(f"{arrivals.left} (of {len(self._futures)}) futures unfinished after {self._timeout:g} s")
+
+
+class _AsyncArrivals(Generic[R]):
+    """The same for `async for`. No async generator: trio complains of one that is left early and not closed."""
+
+    def __init__(self, late: Callable[[_Arrivals[R]], TimeoutError], arrivals: _Arrivals[R], timeout: float | None) -> None:
+        self._late = late
+        self._arrivals = arrivals
+        self._end = None if timeout is None else time.monotonic() + timeout
+
+    def __aiter__(self) -> AsyncIterator[TaskFuture[R]]:
+        return self
+
+    async def __anext__(self) -> TaskFuture[R]:
+        arrivals = self._arrivals
+        if not arrivals.left:
+            raise StopAsyncIteration
+        if not arrivals.ended:
+            waker = loops.here().waker()
+            arrivals.wake = waker.wake
+            if not arrivals.ended:
+                left = None if self._end is None else max(0.0, self._end - time.monotonic())
+                with lending(), anyio.move_on_after(left) if left is not None else _NO_TIMEOUT:
+                    await waker.wait()
+            if not arrivals.ended:
+                raise self._late(arrivals)
+        return arrivals.next()
+
+    def __del__(self) -> None:
+        self._arrivals.forget()
 
 
 class _Arrivals(Generic[R]):

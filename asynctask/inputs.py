@@ -11,7 +11,6 @@ only if something in it changed, and keeps its type.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import io
 import sys
 import weakref
@@ -199,7 +198,7 @@ def _children(value: Any) -> list[Any]:
         return list(value)
     if issubclass(kind, (type, State)):
         return []
-    if issubclass(kind, msgspec.Struct) or dataclasses.is_dataclass(kind) or _is_attrs(value) or _is_pydantic(value):
+    if issubclass(kind, msgspec.Struct) or hasattr(kind, "__dataclass_fields__") or _is_attrs(value) or _is_pydantic(value):
         return [getattr(value, name, _UNSET) for name in _field_names(value)]
     return []
 
@@ -207,8 +206,8 @@ def _children(value: Any) -> list[Any]:
 def _field_names(value: Any) -> tuple[str, ...]:
     if isinstance(value, msgspec.Struct):
         return value.__struct_fields__
-    if dataclasses.is_dataclass(value):
-        return tuple(field.name for field in dataclasses.fields(value))
+    if hasattr(type(value), "__dataclass_fields__"):  # so somebody has imported the module
+        return tuple(field.name for field in sys.modules["dataclasses"].fields(value))
     if _is_attrs(value):
         return tuple(attribute.name for attribute in value.__attrs_attrs__)
     return (*type(value).model_fields, *(value.model_extra or {}))
@@ -238,7 +237,8 @@ def _rebuilt(value: Any, children: list[Any], filled: list[Any]) -> Any:
         new.extend(filled) if issubclass(kind, list) else new.update(filled)
         return new
     if issubclass(kind, (tuple, frozenset)):
-        new = (tuple if issubclass(kind, tuple) else frozenset).__new__(kind, filled)
+        base: Any = tuple if issubclass(kind, tuple) else frozenset
+        new = base.__new__(kind, filled)
         getattr(new, "__dict__", {}).update(getattr(value, "__dict__", {}))
         return new
     names = _field_names(value)
@@ -302,9 +302,9 @@ def spread(
     return calls
 
 
-def mapped_runs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Run]:
-    """Runs whose results are to be mapped over: futures given directly as arguments of `map`."""
-    return [inner.run for value in [*args, *kwargs.values()] if isinstance(inner := _unmarked(value), Handle)]
+def mapped_futures(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Handle]:
+    """The futures whose results are to be mapped over: those given directly as arguments of `map`."""
+    return [inner for value in [*args, *kwargs.values()] if isinstance(inner := _unmarked(value), Handle)]
 
 
 def _unmarked(value: Any) -> Any:

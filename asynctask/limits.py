@@ -37,9 +37,10 @@ class ConcurrencyLimit(msgspec.Struct, frozen=True):
 class Slots:
     """What one run holds, or waits for: a place in the line of each of its limited tags."""
 
-    __slots__ = ("granted", "lender", "lent_to", "lines", "refused", "run", "wake")
+    __slots__ = ("_table", "granted", "lender", "lent_to", "lines", "refused", "run", "wake")
 
-    def __init__(self, run: Run, lines: list[_Line]) -> None:
+    def __init__(self, table: Limits, run: Run, lines: list[_Line]) -> None:
+        self._table = table
         self.run = run
         self.lines = lines
         self.wake: Callable[[], None] | None = None
@@ -50,6 +51,10 @@ class Slots:
         self.lender: dict[_Line, Slots] = {}
         #: By line: the descendant that uses this holder's slot at present.
         self.lent_to: dict[_Line, Slots] = {}
+
+    def __str__(self) -> str:
+        """Why these slots are not granted, for people."""
+        return self._table.describe(self)
 
     def may_lend(self, line: _Line, below: Run) -> bool:
         """Whether this holder waits for a run under `below`, its child, and has its slot of this line to spare."""
@@ -132,7 +137,7 @@ class Limits:
             for line in lines:
                 if line.limit == 0:
                     raise _aborted(run, line)
-            slots = Slots(run, lines)
+            slots = Slots(self, run, lines)
             for line in lines:
                 line.waiting[slots] = None
             self._grant(slots)
@@ -149,10 +154,12 @@ class Limits:
     def give(self, slots: Slots) -> None:
         """Give back what was taken, or leave the line; the next in line is woken before this returns."""
         with self._lock:
+            # Only a loan that comes back, or passes on, can make room for a borrower further back in a line.
+            with_loans = bool(slots.lender or slots.lent_to)
             for line in slots.lines:
                 self._leave(slots, line)
             slots.granted = False
-            granted = self._grant_waiting(slots.lines)
+            granted = self._grant_waiting(slots.lines, with_loans=with_loans)
         _wake(granted)
 
     def begin_wait(self, run: Run) -> list[Run]:
@@ -170,7 +177,7 @@ class Limits:
             with self._lock:
                 for one in waiting:
                     one.waits += 1
-                granted = self._grant_waiting(line for one in waiting for line in one.slots.lines)
+                granted = self._grant_waiting((line for one in waiting for line in one.slots.lines), with_loans=True)
             _wake(granted)
         return waiting
 
@@ -188,9 +195,7 @@ class Limits:
             for line in slots.lines:
                 if slots not in line.waiting:
                     continue
-                # Asked when a run joins the line, so nearly always of the last one: then nobody needs to be counted.
-                is_last = next(reversed(line.waiting)) is slots
-                place = len(line.waiting) if is_last else list(line.waiting).index(slots) + 1
+                place = list(line.waiting).index(slots) + 1
                 holders = ", ".join(holder.run.name for holder in islice(line.holders, 3)) or "nobody"
                 parts.append(f"tag {line.tag!r} (limit {line.limit}): number {place} in line, held by {holders}")
         return "; ".join(parts)
@@ -239,8 +244,8 @@ class Limits:
         slots.granted = True
         return True
 
-    def _grant_waiting(self, lines: Iterable[_Line]) -> list[Slots]:
-        """Grant whatever can be granted after a change in `lines`: heads of lines, and one borrower per lender."""
+    def _grant_waiting(self, lines: Iterable[_Line], *, with_loans: bool = False) -> list[Slots]:
+        """Grant what can be granted after a change in `lines`: to heads of lines and, `with_loans`, to a borrower."""
         granted: list[Slots] = []
         changed = list(lines)
         while changed:
@@ -248,23 +253,13 @@ class Limits:
             while line.waiting and self._grant(head := next(iter(line.waiting))):
                 granted.append(head)
                 changed.extend(other for other in head.lines if other is not line)
-            if line.waiting and any(holder.run.waits or holder.lender for holder in self._users(line)):
+            if with_loans:
                 for slots in list(line.waiting):
                     if _lender(slots, line) is not None and self._grant(slots):
                         granted.append(slots)
                         changed.extend(other for other in slots.lines if other is not line)
                         break
         return granted
-
-    def _users(self, line: _Line) -> list[Slots]:
-        """Who uses the slots of a line: holders, and those who borrow from them."""
-        users: list[Slots] = []
-        for holder in line.holders:
-            user: Slots | None = holder
-            while user is not None:
-                users.append(user)
-                user = user.lent_to.get(line)
-        return users
 
 
 _NO_LIMIT = 2**62

@@ -103,10 +103,10 @@ class AsyncioLoop:
     begins_early = True
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        asyncio = sys.modules["asyncio"]
+        module: Any = sys.modules["asyncio"]
         self._loop = loop
-        self._running: Callable[[], asyncio.AbstractEventLoop | None] = asyncio._get_running_loop
-        self._task_type: type[asyncio.Task[Any]] = asyncio.Task
+        self._running: Callable[[], asyncio.AbstractEventLoop | None] = module._get_running_loop
+        self._task_type: type[asyncio.Task[Any]] = module.Task
         #: Calls from other threads, delivered together: each `call_soon_threadsafe` is a system call.
         self._mail: deque[Callable[[], object]] = deque()
         self._is_posted = False
@@ -209,7 +209,7 @@ class TrioLoop:
             trio.lowlevel.spawn_system_task(_in_scope, scope, work, name=work.__name__, context=context)
         except RuntimeError:  # the run is ending and takes no more system tasks
             return None
-        return scope
+        return scope  # type: ignore[no-any-return]
 
     def cancel(self, handle: trio.CancelScope) -> None:
         if self.is_here():

@@ -44,6 +44,8 @@ def log_transition(run: Run, state: State) -> None:
         level = logging.ERROR
     else:
         level = logging.WARNING if state.name == "AwaitingRetry" else logging.DEBUG
+    if not logger.isEnabledFor(level):
+        return
     kind = "Flow run" if run.spec.is_flow else "Task run"
     text = "finished in state" if state.type in (COMPLETED, FAILED, CRASHED) else "is"
     logger.log(level, "%s %r %s %s", kind, run.name, text, state, extra=log_fields(run))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import string
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from datetime import timedelta
@@ -257,6 +256,8 @@ class _Check:
             return cast("Callable[..., str] | None", value)
         if not isinstance(value, str) or not value:
             raise self.wrong(option, "a format string over the parameters, or a function", value)
+        import string
+
         try:
             list(string.Formatter().parse(value))
         except ValueError as error:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from .options import MOST_DELAYS, Options
 from .settings import settings
+
+if TYPE_CHECKING:
+    import random  # 1 ms at import; a runtime imports it when it is made
 
 
 def exponential_backoff(backoff_factor: float) -> Callable[[int], list[float]]:

@@ -275,10 +275,10 @@ class Run(Trace, eq=False, gc=True, weakref=True):
         blocker = self.blocker
         if isinstance(blocker, Run):
             return f"upstream {blocker.name} ({blocker.state_name})"
+        if blocker is not None:
+            return str(blocker)
         last = self.states[-1]
-        if last.name in ("AwaitingRetry", "AwaitingConcurrencySlot"):
-            return last.message
-        return None
+        return last.message if last.name == "AwaitingRetry" else None
 
     def when_settled(self, wake: Callable[[], None]) -> None:
         """Call `wake` once, when the run is settled; at once if it is. From any thread, in whichever settles it."""

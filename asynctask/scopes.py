@@ -4,7 +4,7 @@
 2. A scope's runs live on one event loop: that of the flow, or of the runtime, or the loop that submits. Where no
    loop can take them (plain code; a sync flow that blocks the very loop it is on) the runtime has a loop in a thread.
 3. Ending a scope first ends its runs: waits for them, or cancels and then waits.
-4. Each run ends in a final state even if its loop is closed under it or it will not stop; that is this file's last word.
+4. Each run ends in a final state, even if its loop is closed under it or it will not stop; this file sees to that.
 5. The current runtime is the one entered in this context; else the one entered last in this process; else a default
    one, which opens at first use and is closed when the interpreter ends.
 """
@@ -14,7 +14,6 @@ from __future__ import annotations
 import atexit
 import contextvars
 import inspect
-import random
 import threading
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
@@ -22,7 +21,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
 from functools import partial
 from types import TracebackType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
@@ -41,6 +40,9 @@ from .states import CANCELLED, CRASHED
 from .stores.base import Store
 from .stores.memory import MemoryStore
 from .waiting import Blocking, Loop, Port, Services, drive, logger
+
+if TYPE_CHECKING:
+    import random
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
 
@@ -78,7 +80,7 @@ class Scope:
         run.home = home
         self.children[run.number] = self.journal.live[run.number] = run
         port = runtime.loop_port
-        work = cast("Work", execute(run, port))
+        work: Work = execute(run, port)  # type: ignore[assignment]
         if home.begins_early:
             work.send(None)
         if is_here:
@@ -203,7 +205,10 @@ class Runtime:
     ) -> None:
         if shutdown_timeout is not None and not shutdown_timeout >= 0:
             raise OptionError(f"runtime {name!r}: shutdown_timeout must not be negative, not {shutdown_timeout!r}")
-        source = source or random.Random()
+        if source is None:
+            import random  # 1 ms, which `import asynctask` need not spend
+
+            source = random.Random()
         self.name = name
         self.store = open_store(store)
         self.task_runner: TaskRunner = task_runner or ThreadPoolTaskRunner()

@@ -16,13 +16,14 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack, 
 import msgspec
 
 from . import inputs
+from .annotations import allow_failure
 from .engine import execute, stream
 from .errors import BlockingWaitError, OptionError
 from .futures import TaskFuture, TaskFutureList, lending
 from .logging import route_prints
 from .options import Around, Hook, TaskOptions, check_options
 from .retries import exponential_backoff as exponential_backoff
-from .runs import Run, current_run, current_tags
+from .runs import Handle, Run, current_run, current_tags
 from .scopes import Scope, runtime_here
 from .settings import settings
 from .specs import TaskSpec, make_spec, name_of, plain_function, refuse_unusable, unwrapped
@@ -128,6 +129,8 @@ class Definition(Generic[P]):
     def _checked_wait_for(self, wait_for: object) -> tuple[Any, ...]:
         if wait_for is None:
             return ()
+        if isinstance(wait_for, (Handle, State)):  # a future is iterable (over what it yields), which is not meant
+            return (wait_for,)
         if isinstance(wait_for, (str, bytes)) or not isinstance(wait_for, Iterable):
             raise OptionError(
                 f"{self.what} {self.name!r}: wait_for must be a list of futures or states, not {wait_for!r}"
@@ -140,7 +143,8 @@ class Definition(Generic[P]):
             if not isinstance(self._bound[0], type):
                 raise OptionError(
                     f"{self.what} {self.name!r}: a hook cannot be added to the method of one instance, only to the "
-                    f"class's (Class.{self.name}.{option}); for one instance, keep what with_options({option}=...) gives"
+                    f"class's (Class.{self.name}.{option}); for one instance, keep what with_options({option}=...) "
+                    f"gives"
                 )
             shared._add_hook(option, hook)
             return hook
@@ -203,12 +207,13 @@ class TaskDefinition(Definition[P]):
 
     def _map(self, args: tuple[Any, ...], kwargs: dict[str, Any], wait_for: object) -> TaskFutureList[Any]:
         upstream = self._checked_wait_for(wait_for)  # once: an iterator serves every run
-        for run in inputs.mapped_runs(args, kwargs):
+        for future in inputs.mapped_futures(args, kwargs):
             try:
                 with lending():
-                    block_until_settled(run, None, "await the future first, then map over its value")
+                    block_until_settled(future.run, None, "await the future first, then map over its value")
             except BlockingWaitError as error:
                 raise BlockingWaitError(f"task {self.name!r}: map() over a future: {error}") from None
+            upstream = (*upstream, allow_failure(future))  # so that each run knows where its element came from
         calls = inputs.spread(self.name, args, kwargs)
         return TaskFutureList(self._submit(*call, upstream) for call in calls)
 

@@ -12,19 +12,16 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import ctypes
 import inspect
 import logging
-import random
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Executor
 from types import GeneratorType
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import anyio
-import anyio.lowlevel
 
 from . import loops
 from .errors import AsyncTaskError, BlockingWaitError, Interrupted, TaskTimeoutError
@@ -33,6 +30,9 @@ from .options import Hook
 from .runs import Run, Yielded
 from .settings import settings
 from .states import State
+
+if TYPE_CHECKING:
+    import random  # 1 ms at import; a runtime imports it when it is made
 
 logger = logging.getLogger("asynctask")
 
@@ -208,7 +208,7 @@ class Loop:
         clock = run.journal.clock
         if clock.is_virtual:
             clock.advance(seconds)
-            await anyio.lowlevel.checkpoint()
+            await anyio.sleep(0)
             return
         await anyio.sleep(seconds)
 
@@ -237,7 +237,7 @@ class Loop:
             try:
                 with anyio.CancelScope(shield=True):
                     await self._empty(group)
-            except asyncio.CancelledError:  # deliberate: asked again until the group is empty
+            except anyio.get_cancelled_exc_class():  # deliberate: asked again until the group is empty
                 continue
 
     async def _empty(self, group: Group) -> None:
@@ -309,19 +309,16 @@ class Blocking:
             return call_body(run) if spec.is_generator else spec.body(*run.args, **run.kwargs)
         finally:
             taken = time.monotonic() - start
-            if taken > 0.001 and taken > settings.values.blocking_warning_seconds and loops.current_loop() is not None:
-                logger.warning(
-                    "Task %r blocked the event loop for %.2f s; await %s.submit(...) runs it on a thread",
-                    spec.name, taken, spec.name,
-                )  # fmt: skip
+            if taken > 0.001:
+                _warn_of_blocking(run, taken)
 
     async def sleep(self, run: Run, seconds: float) -> None:
         clock = run.journal.clock
         if clock.is_virtual:
             clock.advance(seconds)
             return
-        with place_lent():
-            time.sleep(seconds)
+        block_on(threading.Event(), seconds)
+        _warn_of_blocking(run, seconds)
 
     async def until_settled(self, run: Run) -> None:
         block_until_settled(run, None, f"use `await task.submit(...)`, or await {run.name!r} before this call")
@@ -331,8 +328,7 @@ class Blocking:
             return True
         ready = threading.Event()
         group.when_empty(ready.set)
-        with place_lent():
-            ready.wait(seconds)
+        block_on(ready, seconds)
         return group.is_empty()
 
     async def until_empty_shielded(self, group: Group) -> None:
@@ -346,8 +342,7 @@ class Blocking:
             )
         ready = threading.Event()
         self.services.limits.when_granted(slots, ready.set)
-        with place_lent():
-            ready.wait()
+        block_on(ready)
 
     async def call_hooks(self, hooks: Iterable[Hook], run: Run, state: State) -> None:
         self.call_hooks_now(hooks, run, state)
@@ -367,6 +362,15 @@ class Blocking:
 
     async def step(self, run: Run, step: Callable[[], Any], left: float | None) -> Any:
         return step() if left is None else _call_within(run, left, step)
+
+
+def _warn_of_blocking(run: Run, seconds: float) -> None:
+    """Say so if `run` has kept this thread, and the event loop in it, for long."""
+    if seconds > settings.values.blocking_warning_seconds and loops.current_loop() is not None:
+        logger.warning(
+            "Task %r blocked the event loop for %.2f s; await %s.submit(...) runs it on a thread",
+            run.spec.name, seconds, run.spec.name,
+        )  # fmt: skip
 
 
 def drive(coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -418,8 +422,7 @@ def block_until_settled(run: Run, timeout: float | None, instead: str) -> bool:
     ready = threading.Event()
     run.when_settled(ready.set)
     try:
-        with place_lent():
-            return ready.wait(timeout)
+        return block_on(ready, timeout)
     finally:
         run.forget(ready.set)
 
@@ -472,16 +475,25 @@ def _log_hook(hook: Hook, run: Run, state: State) -> None:
 class Body:
     """One call of a sync body in a worker thread, which can be interrupted from outside."""
 
-    __slots__ = ("__weakref__", "_lock", "_on_end", "_sent", "_thread", "on_start", "run", "thread_name")
+    __slots__ = (
+        "__weakref__", "_is_over", "_lent", "_lock", "_on_end", "_pool", "_sent", "_thread", "on_start", "run", "slots",
+        "_watch", "thread_name",
+    )  # fmt: skip
 
     def __init__(self, run: Run) -> None:
         self.run = run
+        self.slots: Slots | None = run.slots
         self.on_start: Callable[[], None] | None = None
         self.thread_name = ""
         self._lock = threading.Lock()
         self._thread: int | None = None
+        self._is_over = False
         self._sent = False
         self._on_end: Callable[[], None] | None = None
+        self._watch: threading.Timer | None = None
+        self._pool: Any = None
+        #: The pool, while it runs others in place of an abandoned thread.
+        self._lent: Any = None
 
     @property
     def is_in_thread(self) -> bool:
@@ -490,13 +502,20 @@ class Body:
     def __call__(self) -> Any:
         run = self.run
         self.thread_name = threading.current_thread().name
-        self._thread = threading.get_ident()
         try:
+            with self._lock:
+                if self._sent:  # in the moment between the pool's taking it and this line
+                    raise Interrupted
+                self._thread = threading.get_ident()
+            self._pool = place.pool
             if self.on_start is not None:
                 self.on_start()
             return call_body(run)
         finally:
-            self._leave()
+            try:
+                self._leave()
+            except Interrupted:  # sent just before, and landed only here; there is no second one
+                self._leave()
 
     def interrupt(self, on_end: Callable[[], None]) -> bool:
         """Raise `Interrupted` in the body at its next bytecode. False if it is not in the body (any more).
@@ -504,27 +523,55 @@ class Body:
         `on_end` is called in the thread when the body does end, which is late if it is stuck in C.
         """
         with self._lock:
-            if self._thread is None or self._sent:
+            if self._is_over or self._sent:
                 return False
             self._sent = True
+            if self._thread is None:  # it has not begun, and now it never will
+                return False
             self._on_end = on_end
+            watch = self._watch = threading.Timer(ABANDONED_AFTER, self._report)
             _raise_in_thread(self._thread, Interrupted)
-        watch = threading.Timer(ABANDONED_AFTER, self._report)
         watch.daemon = True
         watch.start()
         return True
 
+    def when_left(self, call: Callable[[], None]) -> bool:
+        """Call `call` as well when the interrupted body does end. False if it has ended."""
+        with self._lock:
+            first = self._on_end
+            if self._thread is None or first is None:
+                return False
+
+            def both() -> None:
+                first()
+                call()
+
+            self._on_end = both
+            return True
+
     def _leave(self) -> None:
         with self._lock:
             self._thread = None
-            on_end = self._on_end
+            self._is_over = True
             if self._sent:  # one that has not landed yet must not land in the pool's own code
                 _raise_in_thread(threading.get_ident(), None)
+            on_end, self._on_end = self._on_end, None
+        if self._watch is not None:
+            self._watch.cancel()
+        if self._lent is not None:
+            self._lent.take_back()
+            self._lent = None
         if on_end is not None:
             on_end()
 
     def _report(self) -> None:
-        if self._thread is not None:
+        """Say that the thread is abandoned, and let its pool run others in its place: retries, to begin with."""
+        with self._lock:
+            is_abandoned = self._thread is not None
+            if is_abandoned and self._pool is not None:
+                self._lent = self._pool
+                self._lent.lend()
+        if is_abandoned:
             logger.warning(
                 "Thread %r is abandoned: the body of run %r is over (%s) but stuck in a call that can't be interrupted",
                 self.thread_name, self.run.name, self.run.state_name,
@@ -568,7 +615,29 @@ def _call_within(run: Run, seconds: float, call: Callable[[], Any]) -> Any:
 
 def _raise_in_thread(thread: int, error: type[BaseException] | None) -> None:
     """Raise in another thread at its next bytecode; None takes back one that has not landed."""
+    import ctypes  # 2 ms, for who needs to interrupt something
+
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error) if error else None)
+    if error is not None and (ready := _blocked.get(thread)) is not None:
+        ready.set()
+
+
+#: What each thread blocks on in a wait of ours, so that an interrupt need not wait for the end of the wait.
+_blocked: dict[int, threading.Event] = {}
+
+
+def block_on(ready: threading.Event, timeout: float | None = None) -> bool:
+    """Block this thread until `ready` is set, at most `timeout` seconds, lending its place in its pool; False if not.
+
+    Every blocking wait of ours is this one: a timeout or a cancellation of the body in this thread ends it at once.
+    """
+    thread = threading.get_ident()
+    _blocked[thread] = ready
+    try:
+        with place_lent():
+            return ready.wait(timeout)
+    finally:
+        _blocked.pop(thread, None)
 
 
 class _Place(threading.local):

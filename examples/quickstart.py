@@ -1,6 +1,6 @@
 """Tasks, retries, futures, a flow, and what is known of every run afterwards. Takes a second.
 
-    python examples/quickstart.py
+python examples/quickstart.py
 """
 
 import asyncio

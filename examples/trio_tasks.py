@@ -1,6 +1,6 @@
 """The same tasks under trio: nothing is declared, the loop that runs is the loop that is used.
 
-    python examples/trio_tasks.py            needs trio: pip install 'asynctask[trio]'
+python examples/trio_tasks.py            needs trio: pip install 'asynctask[trio]'
 """
 
 import logging
@@ -52,10 +52,9 @@ async def main() -> None:
         with live():
             print(f"the sum: {await squares(20)}")
 
-        # A nursery of trio's and tasks of ours cancel each other as you would expect.
-        with trio.move_on_after(0.1):
-            await fetch.submit(3)
-        print("and left in time")
+        with trio.move_on_after(0.05):  # trio's cancellation reaches into a task that is called
+            await fetch(3)
+        print("cancelled by trio, and left in time")
 
 
 if __name__ == "__main__":

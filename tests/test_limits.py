@@ -196,6 +196,39 @@ async def test_a_slot_is_given_back_however_the_run_ends(ending):
         assert rt.limits.read("db").active_slots == []
 
 
+async def test_the_slot_of_a_body_stuck_in_its_thread_is_free_only_when_the_body_has_left():
+    go, inside = threading.Event(), Inside()
+
+    @task(tags=["db"])
+    def stuck(started_now: Callable[[], Any]) -> None:
+        inside.enter("t")
+        started_now()
+        try:
+            go.wait(5)  # blocked in C: no exception lands here before it returns
+        finally:
+            inside.leave("t")
+
+    @task(tags=["db"])
+    async def after() -> None:
+        inside.enter("t")
+        inside.leave("t")
+
+    async with fresh():
+        await set_limit("db", 1)
+        begun = threading.Event()
+        first = stuck.submit(begun.set)
+        await until(begun.is_set)
+        first.cancel()
+        with anyio.fail_after(1):
+            assert (await first.wait_async()).is_cancelled()  # the run itself ends at once
+        waiter = after.submit()
+        await until(lambda: waiter.state.name == "AwaitingConcurrencySlot")
+        go.set()
+        with anyio.fail_after(5):
+            await waiter
+    assert inside.most == {"t": 1}
+
+
 # -- who is next ---------------------------------------------------------------------------------------------------
 
 

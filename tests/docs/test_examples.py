@@ -1,0 +1,194 @@
+"""The programs in examples/ run as a user would run them, and show what they promise."""
+
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+ASYNCIO = Path(json.__file__).parents[1] / "asyncio"  # a part of the standard library; .ci/run takes all of it
+
+# What a plain `pip install .` does not bring.
+WITHOUT = """
+import runpy, sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"trio", "uvloop", "httpx", "starlette", "uvicorn", "attr", "attrs", "pydantic"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Missing())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run(*command: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-W", "error", *map(str, command)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=50, check=False)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def test_every_example_has_a_test_here() -> None:
+    source = Path(__file__).read_text()
+    assert [path.name for path in EXAMPLES.glob("*.py") if f'"{path.name}"' not in source] == []
+
+
+def test_quickstart_shows_results_a_retry_and_histories() -> None:
+    done = run("-c", WITHOUT, EXAMPLES / "quickstart.py")
+    assert "Cairo is warmest, at 88 F" in done.stdout
+    assert done.stdout.count("Pending > Running > AwaitingRetry > Retrying > Completed") == 1
+    assert done.stdout.count("Pending > Running > Completed") == 8
+    assert "compared 4 cities" in done.stderr
+
+
+def test_the_main_job_reports_modules_also_those_that_fail(tmp_path: Path) -> None:
+    (tmp_path / "good.py").write_text("def long(x):\n    if x and x:\n        return 1\n    return [y for y in x]\n")
+    (tmp_path / "bad.py").write_text("print 'two'\n")
+    done = run("-c", WITHOUT, EXAMPLES / "stdlib_report.py", tmp_path)
+    assert re.search(r"good: long +4\n", done.stdout), "its length"
+    assert re.search(r"good: long +3\n", done.stdout), "its branches: if, and"
+    assert re.search(r"bad +SyntaxError", done.stdout)
+    assert re.search(r"analyse +2 +1 +1 +0 ", done.stderr), "the summary: runs, completed, failed, retried"
+
+
+def test_the_main_job_retries_reads_that_fail() -> None:
+    done = run(EXAMPLES / "stdlib_report.py", ASYNCIO, "--flaky")
+    modules = len(list(ASYNCIO.glob("*.py")))
+    read = re.search(rf"read +{modules} +(\d+) +(\d+) +(\d+) ", done.stderr)
+    assert read
+    assert re.search(r"asyncio|base_events: BaseEventLoop", done.stdout)
+
+
+def test_the_main_job_shows_its_runs_on_a_terminal() -> None:
+    screen = on_terminal(EXAMPLES / "stdlib_report.py", ASYNCIO)
+    frames = screen.split("\x1b[2K\x1b[1A")
+    assert any(re.search(r"analyse\S* .*[━─]{5}.* \d+/\d+ .*running", frame) for frame in frames), "a bar and counters"
+    assert any(re.search(r"• survey-\w+ .*\n\s+• \w+ ", frame) for frame in frames), "a tree"
+    assert "Longest functions" in frames[-1]
+    assert screen.rstrip().endswith("\n") or screen.rindex("\x1b[?25h") > screen.rindex("\x1b[?25l"), (
+        "the cursor is back"
+    )
+
+
+def on_terminal(*command: str | Path) -> str:
+    """What the command writes to a terminal of 40 lines and 130 columns, without colours, lines ended by \\n."""
+    ours, theirs = os.openpty()
+    environment = {**os.environ, "TERM": "xterm", "NO_COLOR": "1", "LINES": "40", "COLUMNS": "130"}
+    child = subprocess.Popen(
+        [sys.executable, *map(str, command)], stdin=theirs, stdout=theirs, stderr=theirs, env=environment
+    )
+    os.close(theirs)
+    written = b""
+    try:
+        while part := os.read(ours, 65536):
+            written += part
+    except OSError:  # Linux says so when the last writer is gone
+        pass
+    finally:
+        os.close(ours)
+    assert child.wait(timeout=10) == 0, written.decode()
+    text = re.sub(r"\x1b\[[0-9;]*m", "", written.decode())
+    return text.replace("\r\n", "\n").replace("\r", "")
+
+
+@pytest.mark.parametrize("options", [(), ("--trio",)], ids=["asyncio", "trio"])
+def test_the_crawler_has_every_page_that_can_be_had_in_spite_of_the_site(options: tuple[str, ...]) -> None:
+    prelude = () if options else ("-c", WITHOUT)
+    done = run(*prelude, EXAMPLES / "crawler.py", *options)
+    pages, missing = map(int, re.findall(r"^(\d+) pages.* (\d+) could not be had", done.stdout)[0])
+    assert pages + missing == 123
+    assert pages >= 115
+    assert done.stdout.count(": 404 for ") == 3, "pages that are not there are not tried again"
+    assert "503" in done.stdout
+    retried = re.search(r"fetch +123 +\d+ +\d+ +(\d+) ", done.stderr)
+    assert retried
+    assert int(retried[1]) > 10
+
+
+def test_the_tasks_under_trio() -> None:
+    done = run(EXAMPLES / "trio_tasks.py")
+    assert "the sum: 2490" in done.stdout
+    assert "the slow one: TimedOut" in done.stdout
+    assert "cancelled by trio" in done.stdout
+    assert re.search(r"fetch +20 +20 +0 +1 ", done.stderr), "one retry"
+
+
+class Server:
+    """examples/web_app.py, started."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-W", "error", str(EXAMPLES / "web_app.py"), "--port", "0"]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.output = ""
+        self.address = re.findall(r"http://[\d.:]+", self.read_until("archive open"))[0]
+
+    def read_until(self, text: str, seconds: float = 20) -> str:
+        """Everything written so far, once `text` is in it (or the process has ended)."""
+        assert self.process.stdout is not None
+        end = time.monotonic() + seconds
+        while text not in self.output:
+            ready, _, _ = select.select([self.process.stdout], [], [], max(0.0, end - time.monotonic()))
+            part = os.read(self.process.stdout.fileno(), 65536).decode() if ready else ""
+            assert part, f"no {text!r} in: {self.output}"
+            self.output += part
+        return self.output
+
+    def ask(self, path: str, method: str = "GET") -> dict[str, object]:
+        request = urllib.request.Request(self.address + path, method=method)
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            found: dict[str, object] = json.load(answer)
+        return found
+
+    def end(self) -> None:
+        assert self.process.stdout is not None
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    started = Server()
+    yield started
+    started.end()
+
+
+def test_the_web_app_awaits_tasks_in_handlers_and_knows_its_runs(server: Server) -> None:
+    assert server.ask("/square/12") == {"square": 144}
+    submitted = server.ask("/reports?seconds=0.1&title=weekly", "POST")
+    server.read_until("archived: weekly")
+    history = server.ask(f"/runs/{submitted['id']}")["history"]
+    assert isinstance(history, list)
+    assert [entry["state"] for entry in history][:2] == ["Pending", "Running"]
+    with pytest.raises(urllib.error.HTTPError, match="404") as missing:
+        server.ask("/runs/nonsense")
+    missing.value.close()
+
+
+def test_the_web_app_told_to_stop_finishes_what_it_was_given(server: Server) -> None:
+    """SIGTERM while three runs are under way: each ends, while the application's archive is still open."""
+    for title in ("first", "second", "third"):
+        server.ask(f"/reports?seconds=1&title={title}", "POST")
+    assert "archived" not in server.output
+    server.process.send_signal(signal.SIGTERM)
+    server.read_until("archive closed")
+    assert server.process.wait(timeout=10) in (0, -signal.SIGTERM), "uvicorn ends as the signal would have"
+    lines = [line.split("  ", 1)[1] for line in server.output.splitlines()]
+    assert sorted(line for line in lines if line.startswith("archived")) == [
+        "archived: first, made in 1 s",
+        "archived: second, made in 1 s",
+        "archived: third, made in 1 s",
+    ]
+    assert lines[-1] == "archive closed, after the last run"

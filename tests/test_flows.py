@@ -1,0 +1,657 @@
+"""Flows: parameters checked, the final state, and that nothing outlives its flow."""
+
+import asyncio
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+import anyio
+import msgspec
+import pydantic
+import pytest
+
+from asynctask import Runtime, State, TaskFuture, allow_failure, flow, get_client, tags, task
+from asynctask.errors import (
+    CancelledRun,
+    FailedRun,
+    OptionError,
+    ParameterBindError,
+    ParameterValidationError,
+    TaskTimeoutError,
+    UpstreamTaskError,
+)
+from asynctask.states import Completed, Failed
+from asynctask.stores.memory import MemoryStore
+
+
+@task
+async def double(x: int) -> int:
+    await anyio.sleep(0)
+    return x * 2
+
+
+@task
+def triple(x: int) -> int:
+    return x * 3
+
+
+@task
+async def fails() -> None:
+    raise ValueError("no")
+
+
+@task
+async def forever() -> None:
+    await anyio.sleep(60)
+
+
+async def until(holds: Callable[[], Any]) -> None:
+    with anyio.fail_after(5):
+        while not holds():
+            await anyio.sleep(0.001)
+
+
+# -- parameters ----------------------------------------------------------------------------------------------------
+
+
+class Point(msgspec.Struct):
+    x: int
+    y: int = 0
+
+
+class Model(pydantic.BaseModel):
+    count: int
+
+
+@dataclasses.dataclass
+class Plain:
+    name: str
+
+
+class Custom:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("annotation", "given", "wanted"),
+    [
+        (int, "3", 3),
+        (float, 1, 1.0),
+        (bool, "true", True),
+        (list[int], ("1", 2), [1, 2]),
+        (dict[str, int], {"a": "1"}, {"a": 1}),
+        (int | None, None, None),
+        (Literal["a", "b"], "a", "a"),
+        (datetime, "2026-01-02T03:04:05Z", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
+        (Point, {"x": "1"}, Point(1, 0)),
+        (Plain, {"name": "n"}, Plain("n")),
+        (list[Plain], [Plain("n")], [Plain("n")]),
+        (Annotated[int, msgspec.Meta(gt=0)], "5", 5),
+        (Model, {"count": "3"}, Model(count=3)),
+        (list[Model], [{"count": 1}], [Model(count=1)]),
+        (Model | None, {"count": 1}, Model(count=1)),
+        (Annotated[int, pydantic.Field(gt=0)], "5", 5),
+        (Any, object, object),
+    ],
+    ids=str,
+)
+def test_arguments_become_what_their_annotation_says(annotation, given, wanted):
+    def body(value):
+        return [value]
+
+    body.__annotations__ = {"value": annotation}
+    assert flow(body)(given) == [wanted]
+    assert flow(body)(value=given) == [wanted]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "given"),
+    [
+        (int, "three"),
+        (list[int], [1, "x"]),
+        (Literal["a", "b"], "c"),
+        (Point, {"y": 1}),
+        (Model, {"count": "many"}),
+        (Custom, 3),
+        (Annotated[int, msgspec.Meta(gt=0)], -1),
+        (Annotated[int, pydantic.Field(gt=0)], -1),
+    ],
+    ids=str,
+)
+def test_an_argument_that_does_not_fit_is_refused_before_there_is_a_run(annotation, given):
+    ran = []
+
+    def strict(value):
+        ran.append(value)
+
+    strict.__annotations__ = {"value": annotation}
+    with pytest.raises(ParameterValidationError, match=r"flow 'strict'.*'value'"):
+        flow(strict)(given)
+    assert ran == []
+
+
+def test_an_instance_is_passed_as_it_is_and_a_generator_is_not_consumed():
+    custom, plain = Custom(), ["a"]
+
+    @flow
+    def take(a: Custom, b: list, c: Iterable[int], d: list[int], e: Callable[[], int]) -> Any:  # type: ignore[type-arg]
+        return a is custom, b is plain, list(c), list(d), e()
+
+    squares = (n * n for n in range(3))
+    assert take(custom, plain, squares, iter([1, 2]), lambda: 7) == (True, True, [0, 1, 4], [1, 2], 7)
+
+
+def test_defaults_star_arguments_and_what_cannot_be_resolved_are_left_alone():
+    @flow
+    def take(a: "NoSuchName", *rest: int, b: int = "default", **more: int) -> Any:  # type: ignore[assignment] # noqa: F821
+        return a, rest, b, more
+
+    assert take("1", "2", c="3") == ("1", ("2",), "default", {"c": "3"})
+
+
+def test_without_validation_arguments_are_passed_as_they_are():
+    @flow(validate_parameters=False)
+    def take(x: int) -> Any:
+        return x
+
+    assert take("3") == "3"  # type: ignore[arg-type]
+
+
+def test_arguments_that_do_not_fit_the_signature_are_refused_before_there_is_a_run():
+    @flow
+    async def one(x: int) -> int:
+        return x
+
+    with pytest.raises(ParameterBindError, match="'one'"):
+        one()  # type: ignore[call-arg]
+
+
+def test_a_future_as_argument_is_resolved_and_then_checked_as_well():
+    @flow
+    def inner(x: int) -> Any:
+        return x
+
+    @task
+    def text(value: str) -> str:
+        return value
+
+    @flow
+    def outer(value: str) -> Any:
+        return inner(text.submit(value))  # type: ignore[arg-type]
+
+    assert outer("3") == 3
+    with pytest.raises(ParameterValidationError, match="inner"):
+        outer("three")
+
+
+def test_methods_can_be_flows():
+    class Service:
+        def __init__(self, base: int) -> None:
+            self.base = base
+
+        @flow
+        def plus(self, x: int) -> int:
+            return self.base + x
+
+    one, two = Service(1).plus, Service(2).plus
+    assert (one("1"), two("1")) == (2, 3)
+
+
+def test_a_generator_function_cannot_be_a_flow():
+    with pytest.raises(OptionError, match="generator"):
+
+        @flow
+        def values() -> Iterator[int]:
+            yield 1
+
+
+# -- the final state -----------------------------------------------------------------------------------------------
+
+
+def test_a_plain_value_completes_the_flow():
+    @flow
+    def plain() -> dict[str, int]:
+        return {"a": 1}
+
+    state = plain(return_state=True)
+    assert (state.type, state.result()) == ("COMPLETED", {"a": 1})
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda f: f, lambda f: [f], lambda f: {"a": (f, 1)}, lambda f: {"b": [{"c": f}]}],
+    ids=["alone", "list", "tuple", "nested"],
+)
+async def test_futures_anywhere_in_the_return_value_become_their_results(wrap):
+    @flow
+    async def good() -> Any:
+        return wrap(double.submit(2))
+
+    @flow
+    async def bad() -> Any:
+        return wrap(fails.submit())
+
+    assert await good() == wrap(4)
+    state = await bad(return_state=True)
+    assert state.is_failed()
+    with pytest.raises(ValueError, match="no"):
+        state.result()
+
+
+def test_a_failed_future_that_is_not_returned_does_not_fail_the_flow():
+    @flow
+    def careless() -> str:
+        fails.submit()
+        return "done"
+
+    assert careless() == "done"
+
+
+def test_returned_states_decide_the_final_state():
+    @flow
+    def of_states(*several: State) -> Any:
+        return list(several) if len(several) != 1 else several[0]
+
+    assert of_states(Completed(data=3)) == 3
+    assert of_states(Completed(data=1), Completed(data=2)) == [1, 2]
+    with pytest.raises(FailedRun, match="broken"):
+        of_states(Failed(message="broken"))
+    state = of_states(Completed(data=1), Failed(message="x"), Failed(message="y"), return_state=True)
+    assert state.message == "2/3 states failed."
+
+
+def test_a_returned_failure_that_is_allowed_is_passed_on_as_its_exception():
+    @flow
+    def lenient() -> Any:
+        return allow_failure(fails.submit())
+
+    assert isinstance(lenient(), ValueError)
+
+
+def test_a_returned_future_that_never_started_fails_the_flow_with_the_cause():
+    @flow
+    def chain() -> Any:
+        return triple.submit(fails.submit())
+
+    with pytest.raises(UpstreamTaskError) as caught:
+        chain()
+    assert isinstance(caught.value.__cause__, ValueError)
+
+
+def test_an_exception_fails_the_flow_and_reaches_the_caller():
+    @flow
+    def raising() -> None:
+        raise KeyError("lost")
+
+    with pytest.raises(KeyError, match="lost"):
+        raising()
+    assert raising(return_state=True).is_failed()
+
+
+# -- retries, timeouts, hooks --------------------------------------------------------------------------------------
+
+
+async def test_a_flow_is_retried_as_one_run():
+    attempts = []
+
+    @flow(retries=2)
+    async def flaky() -> int:
+        attempts.append(await double.submit(1))
+        if len(attempts) < 3:
+            raise ValueError("again")
+        return len(attempts)
+
+    state = await flaky(return_state=True)
+    assert state.result() == 3
+    async with get_client() as client:
+        run = await client.read_flow_run(state.task_run_id)
+        assert run.run_count == 3
+        children = await client.read_task_runs(flow_run_id=run.id)
+    assert len(children) == 3
+
+
+def test_a_flow_is_retried_when_what_it_returned_failed():
+    attempts = []
+
+    @task
+    def flaky() -> int:
+        attempts.append(1)
+        if len(attempts) == 1:
+            raise ValueError("once")
+        return 7
+
+    @flow(retries=1)
+    def again() -> Any:
+        return flaky.submit()
+
+    assert again() == 7
+
+
+@pytest.mark.parametrize("waits", ["in its body", "for its children"])
+async def test_the_timeout_of_an_async_flow_ends_its_children_too(waits):
+    futures: list[TaskFuture[None]] = []
+
+    @flow(timeout_seconds=0.05)
+    async def slow() -> None:
+        futures.append(forever.submit())
+        await until(lambda: futures[0].state.is_running())
+        if waits == "in its body":
+            await futures[0]
+
+    state = await slow(return_state=True)
+    assert (state.name, state.type) == ("TimedOut", "FAILED")
+    assert isinstance(state.data, TaskTimeoutError)
+    assert futures[0].state.is_cancelled()
+
+
+@pytest.mark.parametrize("waits", ["in its body", "for its children"])
+def test_the_timeout_of_a_sync_flow_interrupts_its_waiting_and_ends_its_children(waits):
+    futures: list[TaskFuture[None]] = []
+
+    @flow(timeout_seconds=0.05)
+    def slow() -> None:
+        futures.append(forever.submit())
+        if waits == "in its body":
+            futures[0].result()
+
+    start = time.monotonic()
+    assert slow(return_state=True).name == "TimedOut"
+    assert time.monotonic() - start < 5
+    assert futures[0].state.is_cancelled()
+
+
+async def test_hooks_of_a_flow():
+    seen: list[tuple[str, str]] = []
+
+    def hook(about: str) -> Callable[..., None]:
+        def told(flow: Any, run: Any, state: State) -> None:
+            assert (flow, run.task_name) == (observed, "observed")
+            seen.append((about, state.name))
+
+        return told
+
+    names = ("running", "completion", "failure", "cancellation", "crashed")
+
+    @flow(**{f"on_{name}": hook(name) for name in names})  # type: ignore[arg-type]
+    async def observed(what: str) -> None:
+        if what == "fail":
+            raise ValueError("no")
+        if what == "wait":
+            await anyio.sleep(60)
+        if what == "exit":
+            raise SystemExit(3)
+
+    await observed("complete")
+    await observed("fail", return_state=True)
+    with anyio.move_on_after(0.01):
+        await observed("wait")
+    try:
+        await observed("exit")
+    except SystemExit:
+        pass
+    assert seen == [
+        ("running", "Running"), ("completion", "Completed"),
+        ("running", "Running"), ("failure", "Failed"),
+        ("running", "Running"), ("cancellation", "Cancelled"),
+        ("running", "Running"), ("crashed", "Crashed"),
+    ]  # fmt: skip
+
+
+def test_the_name_of_a_flow_run_is_made_of_its_checked_parameters():
+    @flow(flow_run_name="on-{day:03d}")
+    def daily(day: int) -> State | None:
+        return None
+
+    state = daily("7", return_state=True)  # type: ignore[call-arg, arg-type]
+    with get_client(sync_client=True) as client:
+        assert client.read_flow_run(state.task_run_id).name == "on-007"
+
+
+# -- ownership -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_flow_waits_at_its_end_for_runs_in_flight():
+    done: list[int] = []
+
+    @task
+    async def work(x: int) -> None:
+        await anyio.sleep(0.005)
+        done.append(x)
+        if x < 2:
+            work.submit(x + 1)  # grandchildren count as well
+
+    @flow
+    async def parent() -> None:
+        work.submit(0)
+
+    await parent()
+    assert done == [0, 1, 2]
+
+
+@pytest.mark.parametrize("kind", ["async", "sync in a thread", "grandchild"])
+async def test_a_flow_that_raises_cancels_what_is_in_flight(kind):
+    futures: list[TaskFuture[Any]] = []
+
+    @task
+    def blocked() -> None:
+        while True:
+            time.sleep(0.001)
+
+    @task
+    async def submits() -> None:
+        futures.append(forever.submit())
+        await anyio.sleep(60)
+
+    @flow
+    async def raising() -> None:
+        child = {"async": forever, "sync in a thread": blocked, "grandchild": submits}[kind]
+        futures.append(child.submit())
+        await until(lambda: futures[-1].state.is_running() and (kind != "grandchild" or len(futures) == 2))
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        await raising()
+    assert all(future.done() and future.state.is_cancelled() for future in futures)
+    with pytest.raises(CancelledRun, match="raising"):
+        await futures[0]
+
+
+async def test_a_flow_cancelled_from_outside_ends_its_children_first():
+    order: list[str] = []
+    started = anyio.Event()
+
+    @task
+    async def child() -> None:
+        try:
+            started.set()
+            await anyio.sleep(60)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(0.01)
+            order.append("child")
+
+    @flow
+    async def sub() -> None:
+        child.submit()
+        await anyio.sleep(60)
+
+    @flow
+    async def parent() -> None:
+        try:
+            await sub()
+        finally:
+            order.append("flow's body")
+
+    with pytest.raises(TimeoutError), anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            group.start_soon(parent)
+            await started.wait()
+            group.cancel_scope.cancel()
+        raise TimeoutError
+    assert order == ["child", "flow's body"]
+    async with get_client() as client:
+        runs = [*await client.read_flow_runs(limit=2), *await client.read_task_runs(limit=1)]
+    assert [run.state_name for run in runs] == ["Cancelled"] * 3
+
+
+@pytest.mark.asyncio
+async def test_a_flow_cancelled_twice_by_asyncio_still_ends_its_children_first():
+    """asyncio's `Task.cancel` passes anyio's shields."""
+    ended = []
+
+    @task
+    async def child() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.02)
+            ended.append("child")
+
+    @flow
+    async def parent() -> None:
+        await child.submit()
+
+    outer = asyncio.create_task(parent())
+    await asyncio.sleep(0.01)
+    outer.cancel()
+    await asyncio.sleep(0.005)
+    outer.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await outer
+    assert ended == ["child"]
+
+
+async def test_a_flow_called_in_a_submitted_task_ends_with_it():
+    futures: list[TaskFuture[None]] = []
+
+    @flow
+    def sync_flow() -> None:
+        futures.append(forever.submit())
+        futures[0].result()
+
+    @task
+    def outer() -> None:
+        sync_flow()
+
+    async with Runtime(store=MemoryStore()):
+        running = outer.submit()
+        await until(lambda: futures and futures[0].state.is_running())
+        running.cancel()
+        with anyio.fail_after(5):
+            assert (await running.wait_async()).is_cancelled()
+            assert (await futures[0].wait_async()).is_cancelled()
+
+
+async def test_runs_that_start_while_the_flow_waits_for_its_last_child_are_waited_for_too():
+    done: list[str] = []
+    late: list[Any] = []
+
+    @task
+    async def work(name: str) -> None:
+        await anyio.sleep(0.005)
+        done.append(name)
+
+    @flow
+    async def parent() -> None:
+        async def helper() -> None:  # a task of the user's own, started in the flow and not awaited by it
+            await first
+            late.append(work.submit("late"))
+
+        first = work.submit("first")
+        group.start_soon(helper)
+
+    async with anyio.create_task_group() as group:
+        await parent()
+        assert done in (["first"], ["first", "late"])
+        assert not late or late[0].done()
+    if late:
+        await late[0].wait_async()
+
+
+# -- colours and places --------------------------------------------------------------------------------------------
+
+
+@flow
+def sync_flow_of_both(x: int) -> list[int]:
+    a, b = double.submit(x), triple.submit(x)
+    return [a.result(timeout=5), b.result(timeout=5), triple(x), *double.map([x, a]).result(timeout=5)]
+
+
+WANTED = [4, 6, 6, 4, 8]
+
+
+def test_a_sync_flow_submits_async_tasks_in_a_script():
+    assert sync_flow_of_both(2) == WANTED
+
+
+async def test_a_sync_flow_submits_async_tasks_in_a_thread_of_a_running_loop():
+    async with Runtime(store=MemoryStore()):
+        assert await anyio.to_thread.run_sync(sync_flow_of_both, 2) == WANTED
+
+
+async def test_a_sync_flow_submits_async_tasks_on_the_very_thread_that_runs_a_loop():
+    """As in a notebook: with and without a runtime that was entered."""
+    assert sync_flow_of_both(2) == WANTED
+    async with Runtime(store=MemoryStore()):
+        assert sync_flow_of_both(2) == WANTED
+
+
+def test_sync_flows_nest_in_async_tasks_in_sync_flows():
+    @flow
+    def innermost(x: int) -> int:
+        return double.submit(x).result(timeout=5)
+
+    @task
+    async def between(x: int) -> int:
+        return innermost(x) + await double.submit(x)
+
+    @flow
+    def outermost(x: int) -> int:
+        return between.submit(x).result(timeout=5) + innermost(x)
+
+    assert outermost(1) == 6
+
+
+async def test_sync_flows_nest_in_async_tasks_in_sync_flows_on_a_running_loop():
+    @flow
+    def nested(depth: int) -> int:
+        return step.submit(depth).result(timeout=5)
+
+    @task
+    async def step(depth: int) -> int:
+        return depth if depth == 0 else nested(depth - 1) + 1
+
+    async with Runtime(store=MemoryStore()):
+        assert nested(4) == 4
+
+
+async def test_an_async_flow_submits_sync_tasks_and_awaits_them():
+    @flow
+    async def both(x: int) -> list[int]:
+        assert threading.current_thread() is threading.main_thread()
+        return [await triple.submit(x), *await triple.map([x, x + 1]), await double(x)]
+
+    assert await both(1) == [3, 3, 6, 2]
+
+
+async def test_subflows_are_runs_of_their_own_and_own_their_tasks():
+    @flow
+    async def inner() -> None:
+        await double(1)
+
+    @flow
+    async def outer() -> None:
+        await inner()
+        await double.submit(2)
+
+    async with Runtime(store=MemoryStore()), get_client() as client:
+        with tags("nightly"):
+            await outer()
+        flows = {run.task_name: run for run in await client.read_flow_runs()}
+        runs = await client.read_task_runs()
+    assert flows["inner"].parent_task_run_id == flows["outer"].id
+    assert {run.flow_run_id for run in runs} == {flows["inner"].id, flows["outer"].id}
+    assert all(run.tags == ["nightly"] for run in [*runs, *flows.values()])
