@@ -256,6 +256,8 @@ async def inputs_ready(run: Run, port: Port) -> None:
     if found.is_to_fill:
         run.args = tuple(fill(value) for value in run.args)
         run.kwargs = {name: fill(value) for name, value in run.kwargs.items()}
+        if run.spec.check_filled is not None:
+            run.args, run.kwargs = run.spec.check_filled(run.args, run.kwargs)
 
 
 def rendered_name(run: Run) -> str:

@@ -37,6 +37,8 @@ class FlowDefinition(Definition[P]):
             raise OptionError(f"flow {self.name!r}: a flow cannot be a generator; return a list, or make it a task")
         self.spec.enclose = enclosed
         self._checks = checks_of(self.spec) if self.spec.options.validate_parameters else {}
+        if self._checks:
+            self.spec.check_filled = self._validated
 
     def with_options(self, **options: Unpack[FlowOptions]) -> Self:
         """A copy with the named options replaced; None clears one. Raises `OptionError` as the decorator does."""
@@ -184,11 +186,14 @@ def coerced(spec: TaskSpec, name: str, value: Any, annotation: Any) -> Any:
 
 
 def _is_pydantics(annotation: Any) -> bool:
-    """Whether pydantic must judge: a model of its own is in the annotation."""
+    """Whether pydantic must judge: a model, dataclass or constraint of its own is in the annotation."""
     pydantic = sys.modules.get("pydantic")
     if pydantic is None:
         return False
-    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+    if isinstance(annotation, type):
+        if issubclass(annotation, pydantic.BaseModel) or hasattr(annotation, "__pydantic_validator__"):
+            return True
+    elif type(annotation).__module__.partition(".")[0] == "pydantic":  # Annotated[int, pydantic.Field(gt=0)]
         return True
     return any(_is_pydantics(part) for part in typing.get_args(annotation))
 

@@ -136,7 +136,7 @@ class TaskFuture(Handle, Generic[R], eq=False):
                     f"write `async for value in future` instead"
                 )
             ready = threading.Event()
-            with lending(), self._woken_by_value(yielded, ready.set, taken):
+            with lending(), _Woken(self.run, yielded, ready.set, taken):
                 block_on(ready)
         self.run.state.result()
 
@@ -149,9 +149,6 @@ class TaskFuture(Handle, Generic[R], eq=False):
         if yielded is None:
             raise TypeError(f"run {self.run.name!r} cannot be iterated over: its task is not a generator")
         return yielded
-
-    def _woken_by_value(self, yielded: Yielded, wake: Callable[[], None], taken: int) -> _Woken:
-        return _Woken(self.run, yielded, wake, taken)
 
     def __repr__(self) -> str:
         return f"<TaskFuture {self.run.name!r} {self.run.state_name}>"

@@ -73,18 +73,21 @@ class Scope:
                 f"task {run.spec.name!r} cannot be submitted: runtime {runtime.name!r} is closed; "
                 f"submit inside `async with Runtime()`"
             )
+        here = current_loop()
+        home = here if here is not None and self._outer is None else self._find_home(here)
         run.is_submitted = True
+        run.home = home
         if run.spec.is_generator:
             run.yielded = Yielded()
-        home, is_here = self._find_home()
-        run.home = home
         self.children[run.number] = self.journal.live[run.number] = run
         port = runtime.loop_port
         work: Work = execute(run, port)  # type: ignore[assignment]
         if home.begins_early:
             work.send(None)
-        if is_here:
-            _start(run, work, contextvars.copy_context(), port)
+        if home is here:
+            child = run.child = home.start(work, contextvars.copy_context())
+            if child is None:
+                _refuse(run, work, port)
         elif not home.call_soon(partial(_start, run, work, contextvars.copy_context(), port)):
             _refuse(run, work, port)
         return TaskFuture(run)
@@ -123,30 +126,29 @@ class Scope:
                 break
             wake()
 
-    def _find_home(self) -> tuple[EventLoop, bool]:
-        """The loop for a run submitted here (rule 2), and whether it runs in this thread."""
+    def _find_home(self, here: EventLoop | None) -> EventLoop:
+        """The loop for a run submitted here (rule 2), where `here` is the one that runs in this thread."""
         if self._home is not None:
-            return self._home, self._home.is_here()
+            return here if here is not None and self._home.is_here() else self._home
         if self._outer is None:
-            here = current_loop()
-            return (self.runtime.own_loop(), False) if here is None else (here, True)
+            return self.runtime.own_loop() if here is None else here
         # The scope of a sync flow, whose thread is going to block: any loop but the one it blocks.
         home = self._outer.loop_for_blocking_flow()
         if home.is_here():
             self._borrowed = self.runtime.take_loop(home.backend)
             home = self._borrowed.loop
         self._home = home
-        return home, False
+        return home
 
     def loop_for_blocking_flow(self) -> EventLoop:
         """The loop on which a sync flow inside this scope would have its runs, if it does not block that very loop."""
         if self._home is not None:
             return self._home
-        return self.runtime.own_loop() if self._outer is None else self._find_home()[0]
+        return self.runtime.own_loop() if self._outer is None else self._find_home(None)
 
 
 def _start(run: Run, work: Work, context: contextvars.Context, port: Port) -> None:
-    """Start a submitted run as a child of its loop; called on the loop."""
+    """Start a run that was submitted in another thread as a child of its loop; called on the loop."""
     child = run.child = run.home.start(work, context)
     if child is None:
         _refuse(run, work, port)

@@ -223,10 +223,8 @@ class Loop:
     async def until_empty(self, group: Group, seconds: float | None = None) -> bool:
         if group.is_empty():
             return True
-        if seconds is None:
-            await self._empty(group)
-        else:
-            with anyio.move_on_after(seconds):
+        with anyio.move_on_after(seconds):
+            while not group.is_empty():  # again, for what was added in the moment between the wake-up and this
                 await self._empty(group)
         return group.is_empty()
 
@@ -324,11 +322,12 @@ class Blocking:
         block_until_settled(run, None, f"use `await task.submit(...)`, or await {run.name!r} before this call")
 
     async def until_empty(self, group: Group, seconds: float | None = None) -> bool:
-        if group.is_empty():
-            return True
-        ready = threading.Event()
-        group.when_empty(ready.set)
-        block_on(ready, seconds)
+        end = None if seconds is None else time.monotonic() + seconds
+        while not group.is_empty():
+            ready = threading.Event()
+            group.when_empty(ready.set)
+            if not block_on(ready, None if end is None else max(0.0, end - time.monotonic())):
+                break
         return group.is_empty()
 
     async def until_empty_shielded(self, group: Group) -> None:

@@ -1,6 +1,7 @@
 """Flows: parameters checked, the final state, and that nothing outlives its flow."""
 
 import asyncio
+import contextvars
 import dataclasses
 import threading
 import time
@@ -11,6 +12,7 @@ from typing import Annotated, Any, Literal
 import anyio
 import msgspec
 import pydantic
+import pydantic.dataclasses
 import pytest
 
 from asynctask import Runtime, State, TaskFuture, allow_failure, flow, get_client, tags, task
@@ -71,6 +73,11 @@ class Plain:
     name: str
 
 
+@pydantic.dataclasses.dataclass
+class PydanticPlain:
+    size: int
+
+
 class Custom:
     pass
 
@@ -118,6 +125,8 @@ def test_arguments_become_what_their_annotation_says(annotation, given, wanted):
         (Custom, 3),
         (Annotated[int, msgspec.Meta(gt=0)], -1),
         (Annotated[int, pydantic.Field(gt=0)], -1),
+        (list[pydantic.PositiveInt], [1, -1]),
+        (PydanticPlain, {"size": "x"}),
     ],
     ids=str,
 )
@@ -251,15 +260,14 @@ def test_a_failed_future_that_is_not_returned_does_not_fail_the_flow():
 
 
 def test_returned_states_decide_the_final_state():
-    @flow
     def of_states(*several: State) -> Any:
-        return list(several) if len(several) != 1 else several[0]
+        return flow(lambda: list(several) if len(several) != 1 else several[0])
 
-    assert of_states(Completed(data=3)) == 3
-    assert of_states(Completed(data=1), Completed(data=2)) == [1, 2]
+    assert of_states(Completed(data=3))() == 3
+    assert of_states(Completed(data=1), Completed(data=2))() == [1, 2]
     with pytest.raises(FailedRun, match="broken"):
-        of_states(Failed(message="broken"))
-    state = of_states(Completed(data=1), Failed(message="x"), Failed(message="y"), return_state=True)
+        of_states(Failed(message="broken"))()
+    state = of_states(Completed(data=1), Failed(message="x"), Failed(message="y"))(return_state=True)
     assert state.message == "2/3 states failed."
 
 
@@ -545,30 +553,27 @@ async def test_a_flow_called_in_a_submitted_task_ends_with_it():
             assert (await futures[0].wait_async()).is_cancelled()
 
 
-async def test_runs_that_start_while_the_flow_waits_for_its_last_child_are_waited_for_too():
+@pytest.mark.parametrize("colour", ["async", "sync"])
+def test_a_run_that_starts_just_as_the_last_one_ends_is_waited_for_too(colour):
     done: list[str] = []
-    late: list[Any] = []
 
     @task
     async def work(name: str) -> None:
         await anyio.sleep(0.005)
         done.append(name)
 
-    @flow
-    async def parent() -> None:
-        async def helper() -> None:  # a task of the user's own, started in the flow and not awaited by it
-            await first
-            late.append(work.submit("late"))
+    def start() -> None:
+        inside_the_flow = contextvars.copy_context()
+        work.submit("first").add_done_callback(lambda _: inside_the_flow.run(work.submit, "late"))
 
-        first = work.submit("first")
-        group.start_soon(helper)
+    async def start_async() -> None:
+        start()
 
-    async with anyio.create_task_group() as group:
-        await parent()
-        assert done in (["first"], ["first", "late"])
-        assert not late or late[0].done()
-    if late:
-        await late[0].wait_async()
+    if colour == "async":
+        anyio.run(flow(start_async))
+    else:
+        flow(start)()
+    assert done == ["first", "late"]
 
 
 # -- colours and places --------------------------------------------------------------------------------------------

@@ -56,8 +56,8 @@ def test_the_main_job_reports_modules_also_those_that_fail(tmp_path: Path) -> No
     (tmp_path / "good.py").write_text("def long(x):\n    if x and x:\n        return 1\n    return [y for y in x]\n")
     (tmp_path / "bad.py").write_text("print 'two'\n")
     done = run("-c", WITHOUT, EXAMPLES / "stdlib_report.py", tmp_path)
-    assert re.search(r"good: long +4\n", done.stdout), "its length"
-    assert re.search(r"good: long +3\n", done.stdout), "its branches: if, and"
+    assert re.search(r"good: long +4 *\n", done.stdout), "its length"
+    assert re.search(r"good: long +3 *\n", done.stdout), "its branches: if, and"
     assert re.search(r"bad +SyntaxError", done.stdout)
     assert re.search(r"analyse +2 +1 +1 +0 ", done.stderr), "the summary: runs, completed, failed, retried"
 
@@ -76,9 +76,7 @@ def test_the_main_job_shows_its_runs_on_a_terminal() -> None:
     assert any(re.search(r"analyse\S* .*[━─]{5}.* \d+/\d+ .*running", frame) for frame in frames), "a bar and counters"
     assert any(re.search(r"• survey-\w+ .*\n\s+• \w+ ", frame) for frame in frames), "a tree"
     assert "Longest functions" in frames[-1]
-    assert screen.rstrip().endswith("\n") or screen.rindex("\x1b[?25h") > screen.rindex("\x1b[?25l"), (
-        "the cursor is back"
-    )
+    assert screen.rindex("\x1b[?25h") > screen.rindex("\x1b[?25l"), "the cursor is back"
 
 
 def on_terminal(*command: str | Path) -> str:
@@ -131,7 +129,7 @@ class Server:
         command = [sys.executable, "-W", "error", str(EXAMPLES / "web_app.py"), "--port", "0"]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self.output = ""
-        self.address = re.findall(r"http://[\d.:]+", self.read_until("archive open"))[0]
+        self.address = ""
 
     def read_until(self, text: str, seconds: float = 20) -> str:
         """Everything written so far, once `text` is in it (or the process has ended)."""
@@ -161,8 +159,11 @@ class Server:
 @pytest.fixture
 def server() -> Iterator[Server]:
     started = Server()
-    yield started
-    started.end()
+    try:
+        started.address = re.findall(r"http://[\d.:]+", started.read_until("archive open"))[0]
+        yield started
+    finally:
+        started.end()
 
 
 def test_the_web_app_awaits_tasks_in_handlers_and_knows_its_runs(server: Server) -> None:

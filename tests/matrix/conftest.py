@@ -74,6 +74,8 @@ class Cell:
         self.entry = entry
         self.place = place
         self.is_on_loop = place in ("asyncio", "trio")
+        #: Ends the runtime before the test does.
+        self.close = stack.close
         #: Whether several runs of this cell can be under way at once.
         self.overlaps = entry in ("submit", "map") or not self.is_on_loop or "async" in kind
         self._portal: anyio.from_thread.BlockingPortal | None = None
@@ -154,7 +156,8 @@ class Cell:
         if not self.is_on_loop:
             return t.submit(x)
         assert self._portal is not None
-        return self._portal.call(t.submit, x)
+        (future,) = self._portal.call(lambda: [t.submit(x)])  # the portal awaits what can be awaited
+        return future
 
     def settled(self, t: Any, x: Any) -> TaskFuture[Any]:
         """The same, over: an inline call on a loop could not wait for it."""
@@ -187,7 +190,7 @@ class Cell:
     def _mapped(self, t: Any, xs: list[Any]) -> list[Ended]:
         if self.is_on_loop:
             assert self._portal is not None
-            futures = self._portal.call(t.map, xs)
+            (futures,) = self._portal.call(lambda: [t.map(xs)])
         else:
             futures = t.map(xs)
         assert futures.wait(WAIT) is not None
