@@ -16,7 +16,7 @@ from .loops import current_loop
 from .options import FlowOptions
 from .runs import Run, shown
 from .scopes import Scope
-from .specs import TaskSpec, plain_function, refuse_unusable
+from .specs import TaskSpec, colour_of, plain_function, refuse_unusable
 from .states import State, aggregate
 from .tasks import Definition, _final_state  # pyright: ignore[reportPrivateUsage]
 from .waiting import Port, drive, timed_out
@@ -193,8 +193,8 @@ def _is_pydantics(annotation: Any) -> bool:
     if isinstance(annotation, type):
         if issubclass(annotation, pydantic.BaseModel) or hasattr(annotation, "__pydantic_validator__"):
             return True
-    elif type(annotation).__module__.partition(".")[0] == "pydantic":  # Annotated[int, pydantic.Field(gt=0)]
-        return True
+    elif type(annotation).__module__.partition(".")[0] in ("pydantic", "annotated_types"):
+        return True  # Annotated[int, pydantic.Field(gt=0)], pydantic.PositiveInt
     return any(_is_pydantics(part) for part in typing.get_args(annotation))
 
 
@@ -237,8 +237,9 @@ class FlowDecorator:
 
 def make_flow(fn: Any, options: dict[str, Any]) -> FlowDefinition[Any]:
     """The flow of a function, of the class that fits its kind."""
-    if isinstance(fn, Definition):
-        raise OptionError(f"{fn!r} is decorated already; use with_options(...) to change its options")
-    refuse_unusable("flow", plain_function(fn))
-    probe = Flow[Any, Any](fn, options)
-    return AsyncFlow[Any, Any](fn, options) if probe.spec.is_async else probe
+    plain = plain_function(fn)
+    if isinstance(plain, Definition):
+        raise OptionError(f"{plain!r} is decorated already; use with_options(...) to change its options")
+    refuse_unusable("flow", plain)
+    is_async, _ = colour_of(plain)
+    return (AsyncFlow[Any, Any] if is_async else Flow[Any, Any])(fn, options)

@@ -11,11 +11,10 @@ from uuid import UUID
 import anyio
 
 from . import loops
-from .errors import BlockingWaitError
 from .limits import Limits
 from .runs import Handle, Run, Yielded, current_run
 from .states import COMPLETED, State
-from .waiting import block_on, block_until_settled, logger
+from .waiting import block_on, block_until_settled, logger, refuse_to_hang
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
@@ -130,11 +129,7 @@ class TaskFuture(Handle, Generic[R], eq=False):
                 taken += 1
             if is_over:
                 break
-            if self.run.home is not None and self.run.home.is_here():
-                raise BlockingWaitError(
-                    f"iterating over run {self.run.name!r} here would block the event loop that has to run it; "
-                    f"write `async for value in future` instead"
-                )
+            refuse_to_hang(self.run, "write `async for value in future` instead")
             ready = threading.Event()
             with lending(), _Woken(self.run, yielded, ready.set, taken):
                 block_on(ready)
@@ -293,14 +288,14 @@ class TaskFutureList(list[TaskFuture[R]]):
             await self._all_settled(False)
         return [future.state for future in self] if all(future.done() for future in self) else None
 
-    async def _all_settled(self, stop_at_failure: bool) -> None:
-        if not stop_at_failure:
+    async def _all_settled(self, raise_on_failure: bool) -> None:
+        if not raise_on_failure:
             for future in self:
                 await future.wait_async()
             return
         async for future in as_completed(self):
             if not future.state.is_completed():
-                return
+                future.state.result()  # raises; those before it in the list may have no result yet
 
     def __await__(self) -> Generator[Any, Any, list[R]]:
         return self.result_async().__await__()
@@ -339,15 +334,13 @@ class as_completed(Generic[R]):
     def __iter__(self) -> Iterator[TaskFuture[R]]:
         arrivals = _Arrivals(self._futures)
         end = None if self._timeout is None else time.monotonic() + self._timeout
+        is_checked = False  # once is enough: no run moves to another loop
         try:
             while arrivals.left:
                 if not arrivals.ended:
-                    for future in self._futures:
-                        if not future.done() and future.run.home is not None and future.run.home.is_here():
-                            raise BlockingWaitError(
-                                f"waiting for run {future.name!r} here would block the event loop that has to run it; "
-                                f"write `async for future in as_completed(...)` instead"
-                            )
+                    if not is_checked:
+                        is_checked = True
+                        self._refuse_to_hang()
                     ready = threading.Event()
                     arrivals.wake = ready.set
                     with lending():
@@ -363,6 +356,11 @@ class as_completed(Generic[R]):
     def __aiter__(self) -> AsyncIterator[TaskFuture[R]]:
         return _AsyncArrivals(self._late, _Arrivals(self._futures), self._timeout)
 
+    def _refuse_to_hang(self) -> None:
+        for future in self._futures:
+            if not future.done():
+                refuse_to_hang(future.run, "write `async for future in as_completed(...)` instead")
+
     def _late(self, arrivals: _Arrivals[R]) -> TimeoutError:
         return TimeoutError(f"{arrivals.left} (of {len(self._futures)}) futures unfinished after {self._timeout:g} s")
 
@@ -370,7 +368,9 @@ class as_completed(Generic[R]):
 class _AsyncArrivals(Generic[R]):
     """The same for `async for`. No async generator: trio complains of one that is left early and not closed."""
 
-    def __init__(self, late: Callable[[_Arrivals[R]], TimeoutError], arrivals: _Arrivals[R], timeout: float | None) -> None:
+    def __init__(
+        self, late: Callable[[_Arrivals[R]], TimeoutError], arrivals: _Arrivals[R], timeout: float | None
+    ) -> None:
         self._late = late
         self._arrivals = arrivals
         self._end = None if timeout is None else time.monotonic() + timeout

@@ -198,7 +198,12 @@ def _children(value: Any) -> list[Any]:
         return list(value)
     if issubclass(kind, (type, State)):
         return []
-    if issubclass(kind, msgspec.Struct) or hasattr(kind, "__dataclass_fields__") or _is_attrs(value) or _is_pydantic(value):
+    if (
+        issubclass(kind, msgspec.Struct)
+        or hasattr(kind, "__dataclass_fields__")
+        or _is_attrs(value)
+        or _is_pydantic(value)
+    ):
         return [getattr(value, name, _UNSET) for name in _field_names(value)]
     return []
 
@@ -266,9 +271,7 @@ def _empty_copy(value: Any) -> Any:
 # -- map ----------------------------------------------------------------------------------------------------------
 
 
-def spread(
-    name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+def spread(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
     """The arguments of each run of `map`. Futures among the mapped arguments must be settled.
 
     Raises `MappingMissingIterable` and `MappingLengthMismatch`, naming the task and the arguments, and

@@ -15,11 +15,12 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from heapq import nsmallest
 from itertools import islice
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import msgspec
 from rich import box
@@ -40,6 +41,17 @@ SHARE = 0.1
 MOST_TASKS, MOST_SIBLINGS, MOST_ROWS, BAR = 12, 3, 40, 24
 #: The types that end a run: PENDING because NotReady is an end.
 ENDS = COMPLETED.bit | FAILED.bit | CRASHED.bit | CANCELLED.bit | PENDING.bit
+
+
+class Signs(NamedTuple):
+    full: str
+    empty: str
+    run: str
+    more: str
+
+
+SIGNS = Signs("━", "─", "•", "…")
+PLAIN_SIGNS = Signs("#", "-", "*", "...")
 
 _one_painter = threading.Lock()
 _observers_change = threading.Lock()
@@ -106,12 +118,19 @@ class Tally:
         return TaskSummary(name=name, is_flow=is_flow, retries=self.retries, p50=p50, p95=p95, **self.counts)
 
 
+class Screen(Console):
+    """Standard error. rich would end the thread and reroute standard output when nobody reads on (rule 4)."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 class LiveView:
     """Counts the runs of one runtime while it is entered, and draws them where there is a terminal."""
 
     def __init__(self, runtime: Runtime | None, console: Console | None) -> None:
         self._runtime = runtime
-        self._console = console or Console(stderr=True)
+        self._console = console or Screen(stderr=True)
         self._ended: deque[Run] = deque()
         self._tallies: dict[tuple[str, bool], Tally] = {}
         self._lock = threading.Lock()
@@ -141,7 +160,7 @@ class LiveView:
         self._close_screen()
         try:
             self._console.print(summary_table(self.tasks, journal.clock.now() - self._began))
-        except (OSError, ValueError):  # a closed pipe or file: the caller's own error, if any, is what matters
+        except (Exception, SystemExit):  # deliberate: rich exits when nobody reads on, and the block had no error
             logger.warning("the summary of runs could not be shown", exc_info=True)
 
     @property
@@ -206,8 +225,9 @@ class LiveView:
         now = self._journal.clock.now()
         summaries = self._summaries(under_way)
         height = min(self._console.size.height - 2, MOST_ROWS)
-        lines = task_lines(summaries, max(1, min(MOST_TASKS, height // 2)), self._console.encoding)
-        tree = tree_lines(under_way, now, height - lines.row_count)
+        signs = SIGNS if self._console.encoding.lower().startswith("utf") else PLAIN_SIGNS
+        lines = task_lines(summaries, max(1, min(MOST_TASKS, height // 2)), signs)
+        tree = tree_lines(under_way, now, height - lines.row_count, signs)
         return Group(headline(summaries, now - self._began), lines, *tree)
 
     def _open_screen(self) -> None:
@@ -218,35 +238,35 @@ class LiveView:
         # What the program prints appears above the view; what it prints into a file or a pipe still goes there.
         to_screen = sys.stdout is not None and sys.stdout.isatty()
         self._screen = Live(console=console, auto_refresh=False, transient=True, redirect_stdout=to_screen)
-        try:
-            self._screen.start()
-        except Exception:
-            self._give_up()
+        self._show(self._screen.start)
 
     def _draw(self, frame: Group) -> None:
-        if self._screen is None:
-            return
-        try:
-            self._screen.update(frame, refresh=True)
-        except Exception:
-            self._give_up()
+        if self._screen is not None:
+            self._show(partial(self._screen.update, frame, refresh=True))
 
     def _close_screen(self) -> None:
-        if self._screen is None:
-            return
-        try:
-            self._screen.update(Text(""))
-            self._screen.stop()
-        except Exception:
-            self._give_up()
-        else:
-            self._screen = None
-            _one_painter.release()
+        if self._screen is not None:
+            self._screen.update(Text())
+            if self._show(self._screen.stop):
+                self._screen = None
+                _one_painter.release()
 
-    def _give_up(self) -> None:
-        self._screen = None
+    def _show(self, step: Callable[[], None]) -> bool:
+        """Whether it could be done; if not, this view draws no more (rule 4)."""
+        try:
+            step()
+        except (Exception, SystemExit):  # deliberate: rich exits when nobody reads on, and runs must go on
+            logger.warning("the live view of runs cannot be drawn; the runs are not affected", exc_info=True)
+        else:
+            return True
+        screen, self._screen = self._screen, None
         _one_painter.release()
-        logger.warning("the live view of runs cannot be drawn; the runs are not affected", exc_info=True)
+        try:
+            if screen is not None:
+                screen.stop()  # gives standard output and error back, then fails once more
+        except (Exception, SystemExit):  # deliberate: it was told above
+            pass
+        return False
 
 
 def live(runtime: Runtime | None = None, *, console: Console | None = None) -> LiveView:
@@ -273,7 +293,7 @@ def headline(summaries: list[TaskSummary], elapsed: float) -> Text:
     return text
 
 
-def task_lines(summaries: list[TaskSummary], most: int, encoding: str) -> Table:
+def task_lines(summaries: list[TaskSummary], most: int, signs: Signs) -> Table:
     """One line for each task, at most `most`: those with runs under way first."""
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True, overflow="ellipsis", max_width=32)
@@ -286,21 +306,20 @@ def task_lines(summaries: list[TaskSummary], most: int, encoding: str) -> Table:
     for one in chosen:
         name = Text(cleaned(one.name), style="bold" if one.is_flow else "")
         numbers = Text(f"{one.finished:,}/{one.runs:,}")
-        table.add_row(name, bar(one, encoding), numbers, counters(one))
+        table.add_row(name, bar(one, signs), numbers, counters(one))
     if len(chosen) < len(summaries):
         table.add_row(Text(f"and {len(summaries) - len(chosen):,} more tasks", style="dim"))
     return table
 
 
-def bar(one: TaskSummary, encoding: str) -> Text:
+def bar(one: TaskSummary, signs: Signs) -> Text:
     """Completed, then everything else that ended, then what is to come."""
-    full, empty = ("━", "─") if encoding.lower().startswith("utf") else ("#", "-")
     runs = max(one.runs, 1)
     ended = BAR * one.finished // runs
     bad = min(ended, -(-BAR * (one.finished - one.completed) // runs))  # one failure in a million is seen
-    text = Text(full * (ended - bad), style="green")
-    text.append(full * bad, style="red")
-    return text.append(empty * (BAR - ended), style="dim")
+    text = Text(signs.full * (ended - bad), style="green")
+    text.append(signs.full * bad, style="red")
+    return text.append(signs.empty * (BAR - ended), style="dim")
 
 
 def counters(one: TaskSummary) -> Text:
@@ -318,7 +337,7 @@ def counters(one: TaskSummary) -> Text:
     return Text("  ").join(Text(word, style=style) for word, style in told)
 
 
-def tree_lines(under_way: list[Run], now: float, most: int) -> list[Text]:
+def tree_lines(under_way: list[Run], now: float, most: int, signs: Signs) -> list[Text]:
     """The runs that have begun, below who started them; at most `most` lines."""
     if most <= 0:
         return []
@@ -327,31 +346,35 @@ def tree_lines(under_way: list[Run], now: float, most: int) -> list[Text]:
     below: dict[int | None, list[Run]] = {}
     for run in begun:
         below.setdefault(run.parent_number if run.parent_number in numbers else None, []).append(run)
-    lines = list(islice(branches(below, None, "", now), most + 1))
+    lines = list(islice(branches(below, None, "", partial(run_line, now=now, sign=signs.run)), most + 1))
     if len(lines) > most:
-        lines[most - 1 :] = [Text("…", style="dim")]
+        lines[most - 1 :] = [Text(signs.more, style="dim")]
     return lines
 
 
-def branches(below: dict[int | None, list[Run]], parent: int | None, indent: str, now: float) -> Iterator[Text]:
-    """The lines under one run: of each task, MOST_SIBLINGS; first those with runs below them, then those in the body."""
+def branches(
+    below: dict[int | None, list[Run]], parent: int | None, indent: str, line: Callable[[Run, str], Text]
+) -> Iterator[Text]:
+    """The lines under one run: MOST_SIBLINGS of each task; first those with runs below them, then those in the body."""
     by_task: dict[str, list[Run]] = {}
     for run in below.get(parent, ()):
         by_task.setdefault(run.spec.name, []).append(run)
     for name, runs in by_task.items():
-        shown = nsmallest(MOST_SIBLINGS, runs, lambda run: (run.number not in below, run.states[-1].type is not RUNNING))
+        shown = nsmallest(
+            MOST_SIBLINGS, runs, lambda run: (run.number not in below, run.states[-1].type is not RUNNING)
+        )
         for run in shown:
-            yield run_line(run, indent, now)
+            yield line(run, indent)
             if len(indent) < 16:  # eight deep
-                yield from branches(below, run.number, indent + "  ", now)
+                yield from branches(below, run.number, indent + "  ", line)
         if len(runs) > len(shown):
             text = f"{indent}  and {len(runs) - len(shown):,} more {cleaned(name)}"
             yield Text(text, style="dim", no_wrap=True, overflow="ellipsis")
 
 
-def run_line(run: Run, indent: str, now: float) -> Text:
+def run_line(run: Run, indent: str, *, now: float, sign: str) -> Text:
     state = run.states[-1]
-    text = Text(f"{indent}• ", no_wrap=True, overflow="ellipsis")
+    text = Text(f"{indent}{sign} ", no_wrap=True, overflow="ellipsis")
     text.append(cleaned(run.name), style="bold" if run.spec.is_flow else "")
     text.append(f"  {shown_seconds(now - state.time)}", style="dim")
     attempts = run.run_count

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import string
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from datetime import timedelta
@@ -118,7 +119,8 @@ def check_options(what: str, default_name: str, given: dict[str, Any], *, defaul
         if option not in allowed:
             import difflib  # 2 ms, for who makes a mistake
 
-            close = difflib.get_close_matches(option, allowed, 1)
+            twin = option.replace("task_", "flow_") if what == "flow" else option.replace("flow_", "task_")
+            close = [twin] if twin in allowed else difflib.get_close_matches(option, allowed, 1)
             hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(sorted(allowed))}"
             raise OptionError(f"{what} {check.name!r}: there is no option {option!r}; {hint}")
     retries = check.count("retries")
@@ -256,9 +258,6 @@ class _Check:
             return cast("Callable[..., str] | None", value)
         if not isinstance(value, str) or not value:
             raise self.wrong(option, "a format string over the parameters, or a function", value)
-        
-        import string  # 0.5 ms, which `import asynctask` need not spend
-
         try:
             list(string.Formatter().parse(value))
         except ValueError as error:

@@ -230,7 +230,7 @@ class Runtime:
         self._own: dict[str, LoopThread] = {}
         self._spare: list[LoopThread] = []
         self._loops: list[LoopThread] = []
-        self._token: contextvars.Token[Runtime | None] | None = None
+        self._tokens: tuple[contextvars.Token[Runtime | None], contextvars.Token[Run | None]] | None = None
 
     @property
     def limits(self) -> Limits:
@@ -254,19 +254,21 @@ class Runtime:
         self.is_closing = self.is_closed = False
         self.root = Scope(self)
         self._home = current_loop()
-        self._token = current_runtime.set(self)
+        # Inside a run, what is called in this block belongs to this runtime, and not to that run's scope.
+        self._tokens = (current_runtime.set(self), current_run.set(None))
         _entered.append(self)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._token is not None:
+        if self._tokens is not None:
             try:
-                current_runtime.reset(self._token)
+                current_runtime.reset(self._tokens[0])
+                current_run.reset(self._tokens[1])
             except ValueError:  # left in another context than entered, as some servers do with a lifespan
                 pass
-            self._token = None
+            self._tokens = None
         await self.aclose(cancel="its runtime was left by an exception" if kind is not None else None)
 
     async def aclose(self, *, cancel: str | None = None) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import re
+import string
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -73,14 +75,14 @@ class TaskSpec(msgspec.Struct, eq=False, weakref=True, dict=True):
 
 def make_spec(what: str, fn: Callable[..., Any], options: Options) -> TaskSpec:
     """The spec of a function. Raises `ReservedArgumentError` for a parameter name that calls use themselves."""
-    inner = kind_of(fn)
+    is_async, is_generator = colour_of(fn)
     spec = TaskSpec(
         fn=fn,
         body=fn,
         options=options,
         key=key_of(fn, options.name),
-        is_async=inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner),
-        is_generator=inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner),
+        is_async=is_async,
+        is_generator=is_generator,
         is_flow=what == "flow",
     )
     _count_arguments(spec)
@@ -90,7 +92,45 @@ def make_spec(what: str, fn: Callable[..., Any], options: Options) -> TaskSpec:
                 f"{what} {options.name!r}: a parameter may not be called {reserved!r}, "
                 f"because calls use that name themselves; rename it"
             )
+    _check_run_name(what, spec)
     return spec
+
+
+def _check_run_name(what: str, spec: TaskSpec) -> None:
+    """Raise `OptionError` for a run name that no call could fill in."""
+    run_name = spec.options.run_name
+    where = f"{what} {spec.name!r}: option '{what}_run_name'"
+    if isinstance(run_name, str):
+        for field in _fields(run_name):
+            if field not in spec.signature.parameters:
+                shown = f"{{{field}}}" if field and not field.isdigit() else "a field without a name"
+                raise OptionError(
+                    f"{where} has {shown}, which is no parameter; there are: {', '.join(spec.signature.parameters)}"
+                )
+    elif run_name is not None:
+        if inspect.iscoroutinefunction(kind_of(run_name)):
+            raise OptionError(f"{where} must be a plain function, not the async {name_of(run_name)!r}")
+        try:
+            parameters = inspect.signature(run_name).parameters.values()
+        except (TypeError, ValueError):  # a builtin that does not tell
+            return
+        for one in parameters:
+            is_variable = one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+            if one.name != "parameters" and one.default is one.empty and not is_variable:
+                raise OptionError(
+                    f"{where} must be a function of nothing, or of one argument called 'parameters', "
+                    f"not of {one.name!r}"
+                )
+
+
+def _fields(template: str) -> set[str]:
+    """The names that a format string begins its fields with, those in nested format specifications included."""
+    names: set[str] = set()
+    for _, field, specification, _ in string.Formatter().parse(template):
+        if field is not None:
+            names.add(re.split(r"[.\[]", field, maxsplit=1)[0])
+            names |= _fields(specification or "")
+    return names
 
 
 def _anything(*args: Any, **kwargs: Any) -> None:
@@ -134,6 +174,16 @@ def kind_of(fn: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def colour_of(fn: Callable[..., Any]) -> tuple[bool, bool]:
+    """Whether the function is async, and whether it is a generator."""
+    inner = kind_of(fn)
+    is_async_generator = inspect.isasyncgenfunction(inner)
+    return (
+        is_async_generator or inspect.iscoroutinefunction(inner),
+        is_async_generator or inspect.isgeneratorfunction(inner),
+    )
+
+
 def name_of(fn: Callable[..., Any]) -> str:
     """The function's own name; the class's name for a callable object."""
     inner = unwrapped(fn)
@@ -150,8 +200,8 @@ def key_of(fn: Callable[..., Any], name: str) -> str:
         module = _main_module()
     import hashlib  # 2 ms, so not before there is a task
 
-    text = f"{name}\0{module}.{where.__qualname__}"
-    return f"{name}-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
+    text = f"{name}\0{module}.{where.__qualname__}".encode(errors="surrogatepass")  # a name may be any string
+    return f"{name}-{hashlib.blake2b(text, digest_size=6).hexdigest()}"
 
 
 def _main_module() -> str:

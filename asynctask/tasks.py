@@ -9,7 +9,17 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Generator, Iterable
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+)
+from contextvars import ContextVar
 from types import MethodType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack, cast, overload
 
@@ -26,7 +36,7 @@ from .retries import exponential_backoff as exponential_backoff
 from .runs import Handle, Run, current_run, current_tags
 from .scopes import Scope, runtime_here
 from .settings import settings
-from .specs import TaskSpec, make_spec, name_of, plain_function, refuse_unusable, unwrapped
+from .specs import TaskSpec, colour_of, make_spec, name_of, plain_function, refuse_unusable, unwrapped
 from .states import PENDING, State
 from .streams import Window
 from .waiting import block_until_settled, drive
@@ -55,12 +65,17 @@ class Definition(Generic[P]):
         values = settings.values
         default = values.flow_default_retries if self.what == "flow" else values.task_default_retries
         options = check_options(self.what, name_of(plain), given, default_retries=default)
+        if options.tags:  # kept as read: an iterator could not be read again by `with_options`
+            self._given = {**given, "tags": options.tags}
         spec = make_spec(self.what, plain, options)
         spec.task = self
         spec.body = around_body(spec, options.around)
         self.spec: TaskSpec = spec
         functools.update_wrapper(cast("Any", self), plain, updated=())
         self.fn: Callable[..., Any] = plain
+        mark = getattr(inspect, "markcoroutinefunction", None)  # from Python 3.12 on
+        if mark is not None and spec.is_async and not spec.is_generator:
+            mark(self)  # so that web frameworks, which ask, await what a call gives
         self.__isabstractmethod__ = bool(getattr(plain, "__isabstractmethod__", False))
         if options.log_prints or values.logging_log_prints:
             route_prints()
@@ -82,8 +97,7 @@ class Definition(Generic[P]):
         return self.spec.options.tags
 
     def _with(self, changes: dict[str, Any]) -> Self:
-        kept = {option: value for option, value in {**self._given, **changes}.items() if value is not None}
-        return type(self)(self._function, kept, self._bound)
+        return type(self)(self._function, {**self._given, **changes}, self._bound)
 
     def _bind(self, instance: object, owner: type | None) -> Any:
         """This task with `self` or `cls` as its first argument; the shared one is never written to."""
@@ -155,7 +169,7 @@ class Definition(Generic[P]):
             shared._add_hook(option, hook)
             return hook
         hooks = [*getattr(self.spec.options, option), hook]
-        options = check_options(self.what, self.name, {**self._given, option: hooks}, default_retries=0)
+        options = check_options(self.what, self.name, {option: hooks}, default_retries=0)
         self._given = {**self._given, option: hooks}
         self.spec.options = msgspec.structs.replace(self.spec.options, **{option: getattr(options, option)})
         return hook
@@ -514,6 +528,9 @@ class TaskDecorator:
     """`@task(...)` with options, waiting for its function."""
 
     def __init__(self, options: dict[str, Any]) -> None:
+        tags = options.get("tags")
+        if isinstance(tags, Iterator):  # it may decorate several functions
+            options = {**options, "tags": list(tags)}  # pyright: ignore[reportUnknownArgumentType]
         self._options = options
 
     @overload
@@ -530,14 +547,14 @@ class TaskDecorator:
 
 def make_task(fn: Any, options: dict[str, Any]) -> TaskDefinition[Any]:
     """The task of a function, of the class that fits its kind."""
-    if isinstance(fn, Definition):
-        raise OptionError(f"{fn!r} is decorated already; use with_options(...) to change its options")
     plain = plain_function(fn)
+    if isinstance(plain, Definition):
+        raise OptionError(f"{plain!r} is decorated already; use with_options(...) to change its options")
     refuse_unusable("task", plain)
-    probe = make_spec("task", plain, check_options("task", name_of(plain), options, default_retries=0))
-    if probe.is_generator:
-        return AsyncGeneratorTask[Any, Any](fn, options) if probe.is_async else GeneratorTask[Any, Any](fn, options)
-    return AsyncTask[Any, Any](fn, options) if probe.is_async else Task[Any, Any](fn, options)
+    is_async, is_generator = colour_of(plain)
+    if is_generator:
+        return AsyncGeneratorTask[Any, Any](fn, options) if is_async else GeneratorTask[Any, Any](fn, options)
+    return AsyncTask[Any, Any](fn, options) if is_async else Task[Any, Any](fn, options)
 
 
 class tags:
@@ -548,12 +565,20 @@ class tags:
             if not isinstance(name, str) or not name:  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise OptionError(f"tags(...) takes strings that are not empty, not {name!r}")
         self._names = frozenset(names)
-        self._tokens: list[Any] = []
 
     def __enter__(self) -> frozenset[str]:
-        joined = self._names | (current_tags.get() or frozenset())
-        self._tokens.append(current_tags.set(joined))
+        before = current_tags.get()
+        joined = self._names if before is None else self._names | before
+        _tags_before.set((*_tags_before.get(), before))
+        current_tags.set(joined)
         return joined
 
     def __exit__(self, *error: object) -> None:
-        current_tags.reset(self._tokens.pop())
+        *rest, before = _tags_before.get()
+        _tags_before.set(tuple(rest))
+        current_tags.set(before)
+
+
+#: What each enclosing `with tags(...)` block replaced. Not kept in the block's object, which may be shared: one
+#: `production = tags("production")` is entered by many tasks and threads at once.
+_tags_before: ContextVar[tuple[frozenset[str] | None, ...]] = ContextVar("asynctask_tags_before", default=())

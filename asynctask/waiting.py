@@ -55,9 +55,7 @@ class Afterwards:
         if not self._count:
             self._wake()
 
-    def go_on(
-        self, hook: Hook, made: Awaitable[Any], run: Run, state: State, loop: loops.EventLoop
-    ) -> loops.Work:
+    def go_on(self, hook: Hook, made: Awaitable[Any], run: Run, state: State, loop: loops.EventLoop) -> loops.Work:
         """The coroutine of a child that ends a hook."""
         self._count += 1
 
@@ -208,7 +206,7 @@ class Loop:
         clock = run.journal.clock
         if clock.is_virtual:
             clock.advance(seconds)
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
             return
         await anyio.sleep(seconds)
 
@@ -475,8 +473,8 @@ class Body:
     """One call of a sync body in a worker thread, which can be interrupted from outside."""
 
     __slots__ = (
-        "__weakref__", "_is_over", "_lent", "_lock", "_on_end", "_pool", "_sent", "_thread", "on_start", "run", "slots",
-        "_watch", "thread_name",
+        "__weakref__", "_is_over", "_lent", "_lock", "_on_end", "_pool", "_sent", "_thread", "_watch", "on_start",
+        "run", "slots", "thread_name",
     )  # fmt: skip
 
     def __init__(self, run: Run) -> None:

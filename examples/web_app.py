@@ -117,6 +117,7 @@ def open_socket(port: int) -> socket.socket:
         server.bind(("127.0.0.1", port))
     except OSError:
         server.bind(("127.0.0.1", 0))
+    server.listen(128)  # who connects before the application has started waits, and is not refused
     return server
 
 

@@ -1,4 +1,4 @@
-"""Blocking code: the engine never suspends in it, never hangs the loop it is on, and says so when it blocks that loop."""
+"""Blocking code: the engine never suspends in it, never hangs its loop, and says so when it blocks that loop."""
 
 import logging
 import threading

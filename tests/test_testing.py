@@ -8,11 +8,11 @@ import anyio
 import pytest
 
 from asynctask import Runtime, flow, get_client, task
-from asynctask.errors import OptionError, RuntimeClosedError
+from asynctask.errors import OptionError
 from asynctask.runtime import task_run
 from asynctask.scopes import runtime_here
 from asynctask.stores.memory import MemoryStore
-from asynctask.testing import START, VirtualClock, virtual_time
+from asynctask.testing import VirtualClock, virtual_time
 
 A_YEAR = 365 * 24 * 3600.0
 
@@ -87,7 +87,6 @@ def test_histories_show_the_virtual_time() -> None:
     assert len(waits) == 12
     assert run.states[0].time == pytest.approx(1000, abs=1)
     assert run.states[-1].time == pytest.approx(1000 + A_YEAR, abs=1)
-    assert START < time.time()
 
 
 def test_jitter_repeats_by_its_seed() -> None:
@@ -126,12 +125,18 @@ def test_threads_started_inside_and_tasks_submitted_inside_are_in_the_block() ->
 
 def test_after_a_block_the_runtime_is_the_one_from_before() -> None:
     before = runtime_here()
-    with pytest.raises(ZeroDivisionError), virtual_time():
-        inside = runtime_here()
-        raise ZeroDivisionError
+    inside = []
+
+    def use() -> None:
+        with virtual_time():
+            inside.append(runtime_here())
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        use()
     assert runtime_here() is before
-    assert inside is not before
-    assert inside.is_closed
+    assert inside[0] is not before
+    assert inside[0].is_closed
 
 
 def test_a_block_inside_a_block_is_another_world() -> None:
@@ -196,7 +201,3 @@ async def test_clock_and_dice_can_be_given_to_a_runtime_of_ones_own() -> None:
     async with Runtime(store=MemoryStore(), clock=clock, source=random.Random(1)):
         assert await fails_often() == 4
     assert clock.elapsed == 111
-    with pytest.raises(RuntimeClosedError):
-        async with virtual_time():
-            inside = runtime_here()
-        inside.root.submit(None)  # type: ignore[arg-type]

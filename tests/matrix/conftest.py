@@ -45,11 +45,7 @@ def is_possible(kind: str, entry: str, place: str) -> bool:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for fixture, wanted in ROWS.items():
         if fixture in metafunc.fixturenames:
-            cells = [
-                cell
-                for cell in itertools.product(KINDS, ENTRIES, PLACES)
-                if is_possible(*cell) and wanted(*cell)
-            ]
+            cells = [cell for cell in itertools.product(KINDS, ENTRIES, PLACES) if is_possible(*cell) and wanted(*cell)]
             metafunc.parametrize(fixture, cells, indirect=True, ids=[", ".join(cell) for cell in cells])
 
 
@@ -116,20 +112,20 @@ class Cell:
             (value,) = value
         return Ended(value, error, self.runs(t)[0])
 
-    def run_together(self, t: Any, xs: list[Any]) -> list[Ended]:
-        """Run `t` over `xs`, all at once where this cell can."""
+    def run_together(self, t: Any, xs: list[Any]) -> list[Any]:
+        """The values of `t` over `xs`, sorted; all under way at once where this cell can."""
         if self.entry == "map":
-            return self._mapped(t, xs)
-        ended: list[Ended] = []
-        if self.overlaps:
-            threads = [threading.Thread(target=lambda x=x: ended.append(self.run(t, x))) for x in xs]
+            values = self._mapped(t, xs)
+        elif self.overlaps:
+            values = []
+            threads = [threading.Thread(target=lambda x=x: values.append(self.run(t, x).value)) for x in xs]
             for thread in threads:
                 thread.start()
             for thread in threads:
                 thread.join(WAIT)
         else:
-            ended.extend(self.run(t, x) for x in xs)
-        return ended
+            values = [self.run(t, x).value for x in xs]
+        return sorted(values)
 
     def inside(self, decorate: Any, t: Any, x: Any) -> tuple[Ended, TaskRun]:
         """Run `t(x)` inside the body of a task or flow; and that one's own record."""
@@ -178,26 +174,23 @@ class Cell:
             client.create_concurrency_limit(tag, slots)
         return tag
 
-    def active_slots(self, tag: str) -> list[str]:
+    def read_limit(self, tag: str) -> Any:
         with get_client(sync_client=True) as client:
-            return client.read_concurrency_limit_by_tag(tag).active_slots
+            return client.read_concurrency_limit_by_tag(tag)
 
     def _delete_limits(self) -> None:
         with get_client(sync_client=True) as client:
             for tag in self._tags:
                 client.delete_concurrency_limit_by_tag(tag)
 
-    def _mapped(self, t: Any, xs: list[Any]) -> list[Ended]:
+    def _mapped(self, t: Any, xs: list[Any]) -> list[Any]:
         if self.is_on_loop:
             assert self._portal is not None
             (futures,) = self._portal.call(lambda: [t.map(xs)])
         else:
             futures = t.map(xs)
-        assert futures.wait(WAIT) is not None
-        records = {record.id: record for record in self.runs(t)}
-        return [
-            Ended(_or_none(future.state), _error(future.state), records[future.task_run_id]) for future in futures
-        ]
+        values = futures.result(timeout=WAIT)
+        return [value[0] for value in values] if "generator" in self.kind else values
 
     def _here(self, t: Any, x: Any, special: dict[str, Any]) -> tuple[Any, BaseException | None]:
         """In this thread, which runs no loop."""
@@ -245,10 +238,11 @@ def _error(state: State) -> BaseException | None:
 
 
 class Pause(NamedTuple):
-    """Returned by a body: wait this long, as its kind does, then give `value`."""
+    """Returned by a body: wait this long, or until `until` is true, as its kind does; then give `value`."""
 
     seconds: float
     value: Any = None
+    until: Callable[[], bool] = lambda: False
     and_then: Callable[[], object] = lambda: None
 
 
@@ -256,8 +250,8 @@ def _slept(value: Any) -> Any:
     if not isinstance(value, Pause):
         return value
     end = time.monotonic() + value.seconds
-    while (left := end - time.monotonic()) > 0:  # in small pieces: a thread is interrupted between two of them
-        time.sleep(min(left, 0.002))
+    while not value.until() and (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, 0.002))  # in small pieces: a thread is interrupted between two of them
     value.and_then()
     return value.value
 
@@ -266,7 +260,9 @@ async def _slept_async(value: Any) -> Any:
     if not isinstance(value, Pause):
         await anyio.sleep(0)
         return value
-    await anyio.sleep(value.seconds)
+    end = anyio.current_time() + value.seconds
+    while not value.until() and (left := end - anyio.current_time()) > 0:
+        await anyio.sleep(min(left, 0.002))
     value.and_then()
     return value.value
 

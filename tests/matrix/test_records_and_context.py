@@ -1,6 +1,9 @@
 """What a run knows of itself, what is recorded of it, and whom it tells, in every cell of the matrix."""
 
+from __future__ import annotations
+
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,10 +17,12 @@ class Broken(Exception):
 
 
 class Inside:
-    """Counts how many bodies are at work at once."""
+    """A body that stays until everybody is there, and counts how many are at work at once."""
 
-    def __init__(self, pause: Any) -> None:
+    def __init__(self, pause: Any, is_everybody_there: Callable[[Inside], bool]) -> None:
         self._pause = pause
+        self._is_everybody_there = is_everybody_there
+        self._is_open = False
         self._lock = threading.Lock()
         self.now = self.peak = 0
 
@@ -25,7 +30,11 @@ class Inside:
         with self._lock:
             self.now += 1
             self.peak = max(self.peak, self.now)
-        return self._pause(0.01, x, self._leave)
+        return self._pause(5, x, until=self._may_leave, and_then=self._leave)
+
+    def _may_leave(self) -> bool:
+        self._is_open = self._is_open or self._is_everybody_there(self)
+        return self._is_open
 
     def _leave(self) -> None:
         with self._lock:
@@ -205,26 +214,19 @@ def test_a_run_started_in_a_flow_belongs_to_it(cell: Any) -> None:
 
 def test_a_limit_is_respected_and_its_slots_come_back(cell: Any, pause: Any) -> None:
     tag = cell.limit(2)
-    body = Inside(pause)
-    ended = cell.run_together(cell.task(body, tags=[tag]), list(range(5)))
-    assert sorted(_one(one.value) for one in ended) == [0, 1, 2, 3, 4]
-    assert body.peak == (2 if cell.overlaps else 1)
-    waited = sum("AwaitingConcurrencySlot" in one.names for one in ended)
-    assert waited == (3 if cell.overlaps else 0)
-    assert cell.active_slots(tag) == []
+    most, waiting = (2, 3) if cell.overlaps else (1, 0)
+    body = Inside(pause, lambda inside: inside.now == most and cell.read_limit(tag).waiting == waiting)
+    t = cell.task(body, tags=[tag])
+    assert cell.run_together(t, list(range(5))) == [0, 1, 2, 3, 4]
+    assert body.peak == most
+    waited = [run for run in cell.runs(t) if [state.name for state in run.states][1] == "AwaitingConcurrencySlot"]
+    assert len(waited) == waiting
+    assert cell.read_limit(tag).active_slots == []
 
 
 def test_without_a_limit_they_overlap(submitted: Any, pause: Any) -> None:
-    body = Inside(pause)
-    together = threading.Barrier(5) if submitted.kind in ("sync", "generator") else None
-
-    def meeting(x: Any) -> Any:
-        made = body(x)
-        if together is not None:
-            together.wait(5)
-        return made
-
-    submitted.run_together(submitted.task(meeting), list(range(5)))
+    body = Inside(pause, lambda inside: inside.now == 5)
+    submitted.run_together(submitted.task(body), list(range(5)))
     assert body.peak == 5
 
 
@@ -233,7 +235,7 @@ def test_a_failed_attempt_gives_its_slot_back(cell: Any) -> None:
     ended = cell.run(cell.task(failing, tags=[tag], retries=2), 1)
     assert isinstance(ended.error, Broken)
     assert ended.run.run_count == 3
-    assert cell.active_slots(tag) == []
+    assert cell.read_limit(tag).active_slots == []
     assert cell.run(cell.task(lambda x: x, tags=[tag]), "free").value == "free"
 
 
@@ -243,7 +245,3 @@ def test_a_limit_of_zero_aborts_the_run(cell: Any) -> None:
     assert type(ended.error).__name__ == "ConcurrencyLimitAborted"
     assert ended.names == ["Pending", "Cancelled"]
     assert calls == []
-
-
-def _one(value: Any) -> Any:
-    return value[0] if isinstance(value, list) else value

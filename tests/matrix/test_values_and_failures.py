@@ -201,7 +201,7 @@ def test_a_failed_wait_for_keeps_the_run_from_starting(cell: Any) -> None:
 
 def test_a_run_waits_for_an_upstream_that_is_under_way(submitted: Any, pause: Any) -> None:
     order: list[str] = []
-    upstream = submitted.future(submitted.task(lambda x: pause(0.02, x, lambda: order.append("upstream"))), 1)
+    upstream = submitted.future(submitted.task(lambda x: pause(0.02, x, and_then=lambda: order.append("upstream"))), 1)
     ended = submitted.run(submitted.task(lambda x: order.append("downstream")), "x", wait_for=[upstream])
     assert ended.error is None
     assert order == ["upstream", "downstream"]

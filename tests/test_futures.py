@@ -1,0 +1,544 @@
+"""Futures: waiting, awaiting, cancelling, from any thread and from either loop."""
+
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+from uuid import UUID
+
+import anyio
+import anyio.from_thread
+import pytest
+
+from asynctask import Runtime, TaskFutureList, as_completed, flow, task, wait
+from asynctask.errors import BlockingWaitError, CancelledRun, UpstreamTaskError
+from asynctask.stores.memory import MemoryStore
+
+
+@task
+async def double(x: int) -> int:
+    await anyio.sleep(0)
+    return x * 2
+
+
+@task
+def triple(x: int) -> int:
+    return x * 3
+
+
+@task
+async def fails(text: str = "no") -> int:
+    raise ValueError(text)
+
+
+@task
+async def forever() -> int:
+    await anyio.sleep(60)
+    return 1
+
+
+@task
+def opened(gate: threading.Event, value: int = 1) -> int:
+    """Ends when the gate is opened."""
+    assert gate.wait(10)
+    return value
+
+
+async def until(holds: Callable[[], Any]) -> None:
+    with anyio.fail_after(5):
+        while not holds():
+            await anyio.sleep(0.001)
+
+
+# -- one future, from plain code -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("what", "value"), [(double, 4), (triple, 6)], ids=["async", "sync"])
+def test_result_gives_the_value(what, value):
+    future = what.submit(2)
+    assert future.result(timeout=5) == value
+    assert future.result() == value
+    assert future.done()
+    assert future.state.is_completed()
+    assert future.get_state().data == value
+
+
+def test_result_raises_the_exception_or_returns_it():
+    future = fails.submit("lost")
+    with pytest.raises(ValueError, match="lost"):
+        future.result()
+    error = future.result(raise_on_failure=False)
+    assert isinstance(error, ValueError)
+    state = future.wait()
+    assert state is not None
+    assert state.is_failed()
+    assert state.data is error
+
+
+def test_a_wait_that_is_too_short_is_told_from_a_timeout_of_the_task_itself():
+    @task
+    def own_timeout() -> None:
+        raise TimeoutError("of the body")
+
+    future = forever.submit()
+    assert future.wait(timeout=0) is None
+    assert future.wait(timeout=0.01) is None
+    with pytest.raises(TimeoutError, match=r"still (Running|Pending) after 0\.01 s"):
+        future.result(timeout=0.01)
+    assert not future.done()
+    future.cancel()
+    assert future.wait(5).is_cancelled()
+    with pytest.raises(TimeoutError, match="of the body"):
+        own_timeout.submit().result(5)
+
+
+def test_the_id_and_the_name_are_there_at_once():
+    future = double.submit(1)
+    assert isinstance(future.task_run_id, UUID)
+    assert future.name.startswith("double-")
+    assert "double-" in repr(future)
+    assert future.result() == 2
+    assert future.state.task_run_id == future.task_run_id
+
+
+def test_a_run_whose_upstream_failed_is_done_and_says_why():
+    future = triple.submit(fails.submit("the cause"))
+    state = future.wait(5)
+    assert state is not None
+    assert (state.name, state.is_final(), future.done()) == ("NotReady", True, True)
+    with pytest.raises(UpstreamTaskError, match="fails-") as caught:
+        future.result()
+    assert isinstance(caught.value.__cause__, ValueError)
+
+
+def test_waiting_from_many_threads_gives_all_of_them_the_same():
+    gate = threading.Event()
+    future = opened.submit(gate, 7)
+    got: list[int] = []
+    threads = [threading.Thread(target=lambda: got.append(future.result(timeout=5))) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    gate.set()
+    for thread in threads:
+        thread.join(5)
+    assert got == [7] * 10
+
+
+# -- one future, on a loop -----------------------------------------------------------------------------------------
+
+
+async def test_await_gives_the_value_or_raises_and_can_be_repeated():
+    future, failing = double.submit(2), fails.submit("lost")
+    assert [await future, await future] == [4, 4]
+    for _ in range(2):
+        with pytest.raises(ValueError, match="lost"):
+            await failing
+
+
+async def test_the_async_forms_are_like_the_blocking_ones():
+    assert await triple.submit(1).result_async() == 3
+    assert await triple.submit(1).result_async(timeout=5) == 3
+    assert isinstance(await fails.submit().result_async(raise_on_failure=False), ValueError)
+    future = forever.submit()
+    assert await future.wait_async(timeout=0) is None
+    with pytest.raises(TimeoutError, match="after 0.01 s"):
+        await future.result_async(timeout=0.01)
+    future.cancel()
+    state = await future.wait_async()
+    assert state is not None
+    assert state.is_cancelled()
+
+
+async def test_being_cancelled_while_awaiting_does_not_cancel_the_run():
+    gate = threading.Event()
+    future = opened.submit(gate)
+    with anyio.move_on_after(0.01):
+        await future
+    assert not future.done()
+    gate.set()
+    assert await future == 1
+
+
+@pytest.mark.parametrize("wait_by", ["result", "wait", "list result", "wait()", "as_completed", "iteration", "map"])
+async def test_a_blocking_wait_on_the_loop_that_must_run_the_task_says_what_to_write(wait_by):
+    @task
+    async def values() -> AsyncIterator[int]:
+        yield 1
+
+    async with Runtime(store=MemoryStore()):
+        future: Any = values.submit() if wait_by == "iteration" else forever.submit()
+        several = TaskFutureList([future])
+        ways: dict[str, Callable[[], Any]] = {
+            "result": future.result,
+            "wait": future.wait,
+            "list result": several.result,
+            "wait()": lambda: wait(several),
+            "as_completed": lambda: list(as_completed(several)),
+            "iteration": lambda: list(future),
+            "map": lambda: triple.map(future),
+        }
+        with pytest.raises(BlockingWaitError, match=r"await|async for"):
+            ways[wait_by]()
+        future.cancel()
+        await future.wait_async()
+        if wait_by in ("wait", "wait()", "as_completed"):
+            ways[wait_by]()  # over by now: nothing to wait for, nothing to refuse
+
+
+async def test_a_sync_body_on_the_loop_cannot_wait_for_what_it_submits_there():
+    @task
+    def inline() -> int:
+        return double.submit(1).result()
+
+    async with Runtime(store=MemoryStore()):
+        with pytest.raises(BlockingWaitError, match="await"):
+            inline()
+        assert await inline.submit() == 2  # on a thread it can
+
+
+# -- cancelling ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_cancelled_run_ends_cancelled_and_its_result_says_so():
+    future = forever.submit()
+    await until(lambda: future.state.is_running())
+    assert future.cancel("no longer wanted")
+    with pytest.raises(CancelledRun, match="no longer wanted"):
+        await future
+    assert future.state.is_cancelled()
+    assert not future.cancel()
+
+
+async def test_a_run_cancelled_before_its_first_step_ends_cancelled():
+    futures = [forever.submit() for _ in range(3)]
+    for future in futures:
+        future.cancel()
+    for future in futures:
+        state = await future.wait_async()
+        assert state is not None
+        assert state.is_cancelled()
+
+
+def test_a_run_can_be_cancelled_from_another_thread_at_any_time():
+    for _ in range(20):
+        future = forever.submit()
+        thread = threading.Thread(target=future.cancel)
+        thread.start()
+        assert future.wait(5).is_cancelled()
+        thread.join()
+
+
+async def test_a_body_in_a_thread_is_cancelled_where_it_waits():
+    """Also when it blocks in `result()` of another run."""
+
+    @task
+    def outer() -> int:
+        return inner.result()
+
+    inner = forever.submit()
+    future = outer.submit()
+    await until(lambda: future.state.is_running())
+    future.cancel()
+    with anyio.fail_after(5):
+        assert (await future.wait_async()).is_cancelled()
+    assert not inner.done()  # it was not submitted inside
+    inner.cancel()
+    await inner.wait_async()
+
+
+async def test_cancelling_a_run_cancels_what_was_submitted_inside_it():
+    inside: list[Any] = []
+
+    @task
+    async def grandchild() -> None:
+        await anyio.sleep(60)
+
+    @task
+    async def child() -> None:
+        inside.append(grandchild.submit())
+        await anyio.sleep(60)
+
+    @task
+    async def parent() -> None:
+        inside.append(child.submit())
+        await anyio.sleep(60)
+
+    bystander, future = forever.submit(), parent.submit()
+    await until(lambda: len(inside) == 2 and all(one.state.is_running() for one in inside))
+    future.cancel()
+    for one in (future, *inside):
+        with anyio.fail_after(5):
+            assert (await one.wait_async()).is_cancelled()
+    assert not bystander.done()
+    bystander.cancel()
+    await bystander.wait_async()
+
+
+async def test_a_run_that_has_ended_cannot_be_cancelled():
+    future = double.submit(1)
+    await future
+    assert not future.cancel()
+    assert future.state.is_completed()
+
+
+# -- callbacks -----------------------------------------------------------------------------------------------------
+
+
+def test_callbacks_are_called_once_when_the_run_is_over_or_at_once_if_it_is(caplog):
+    gate, called = threading.Event(), threading.Event()
+    seen: list[Any] = []
+
+    def raising(_: Any) -> None:
+        raise RuntimeError("of the callback")
+
+    future = opened.submit(gate)
+    future.add_done_callback(seen.append)
+    future.add_done_callback(raising)
+    future.add_done_callback(lambda one: (seen.append(one.done()), called.set()))
+    assert seen == []
+    gate.set()
+    assert called.wait(5)
+    assert seen == [future, True]
+    future.add_done_callback(seen.append)
+    assert seen == [future, True, future]
+    assert "of the callback" in caplog.text
+
+
+# -- other threads, other loops ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("second", ["asyncio", "trio"])
+async def test_a_future_is_awaited_on_a_second_loop_in_another_thread(second):
+    gate = threading.Event()
+
+    async def elsewhere(future: Any, failing: Any) -> list[Any]:
+        with pytest.raises(ValueError, match="no"):
+            await failing
+        got = [await future, (await future.wait_async()).data]
+        got += [await one for one in [double.submit(5), triple.submit(5)]]  # these belong to the second loop
+        return [*got, *[await one async for one in as_completed([future])]]
+
+    async with Runtime(store=MemoryStore()):
+        future, failing = opened.submit(gate, 3), fails.submit()
+        async with anyio.create_task_group() as group:
+            done = []
+
+            async def run_elsewhere() -> None:
+                done.append(await anyio.to_thread.run_sync(lambda: anyio.run(elsewhere, future, failing, backend=second)))
+
+            group.start_soon(run_elsewhere)
+            await anyio.sleep(0.01)
+            gate.set()
+        assert done == [[3, 3, 10, 15, 3]]
+
+
+async def test_a_thread_of_a_loop_waits_for_runs_on_that_loop():
+    def in_thread() -> list[Any]:
+        futures = double.map([1, 2, 3])
+        first = next(iter(as_completed(futures)))
+        return [first.done(), futures.result(timeout=5), fails.submit().result(raise_on_failure=False).args]
+
+    async with Runtime(store=MemoryStore()):
+        assert await anyio.to_thread.run_sync(in_thread) == [True, [2, 4, 6], ("no",)]
+
+
+# -- several futures -----------------------------------------------------------------------------------------------
+
+
+def test_as_completed_gives_each_future_once_in_the_order_in_which_they_end():
+    gates = [threading.Event() for _ in range(3)]
+    futures = [opened.submit(gate, number) for number, gate in enumerate(gates)]
+    order = [2, 0, 1]
+    got: list[int] = []
+    gates[order[0]].set()
+    for future in as_completed([*futures, futures[0]]):
+        got.append(future.result())
+        if len(got) < 3:
+            gates[order[len(got)]].set()
+    assert got == order
+
+
+async def test_as_completed_works_with_async_for():
+    gates = [threading.Event() for _ in range(3)]
+    futures = [opened.submit(gate, number) for number, gate in enumerate(gates)]
+    order = [1, 2, 0]
+    got: list[int] = []
+    gates[order[0]].set()
+    async for future in as_completed([*futures, futures[2]]):
+        got.append(await future)
+        if len(got) < 3:
+            gates[order[len(got)]].set()
+    assert got == order
+
+
+async def test_as_completed_gives_failed_and_cancelled_runs_too_and_nothing_of_nothing():
+    cancelled = forever.submit()
+    cancelled.cancel()
+    names = sorted([future.state.name async for future in as_completed([fails.submit(), cancelled, double.submit(1)])])
+    assert names == ["Cancelled", "Completed", "Failed"]
+    assert [future async for future in as_completed([])] == []
+    assert list(as_completed([])) == []
+
+
+async def test_as_completed_raises_when_its_time_is_up():
+    gate = threading.Event()
+    late, quick = opened.submit(gate), double.submit(1)
+    await quick
+    got: list[Any] = []
+    with pytest.raises(TimeoutError, match=r"1 \(of 2\) futures unfinished after 0\.02 s"):
+        async for future in as_completed([late, quick], timeout=0.02):
+            got.append(future)
+    assert got == [quick]
+
+    def blocking() -> None:
+        for _ in as_completed([late, quick], timeout=0.02):
+            pass
+
+    with pytest.raises(TimeoutError, match=r"1 \(of 2\) futures unfinished"):
+        await anyio.to_thread.run_sync(blocking)
+    gate.set()
+    await late
+
+
+async def test_leaving_as_completed_early_leaves_nothing_registered():
+    gate = threading.Event()
+    late, quick = opened.submit(gate), double.submit(1)
+    async for future in as_completed([late, quick]):
+        assert future is quick
+        break
+
+    def blocking() -> None:
+        for future in as_completed([late, quick]):
+            assert future is quick
+            break
+
+    await anyio.to_thread.run_sync(blocking)
+    assert not late.run.waiters
+    gate.set()
+    await late
+
+
+def test_wait_gives_what_is_done_and_what_is_not_and_never_raises():
+    gate = threading.Event()
+    good, bad, late = double.submit(1), fails.submit(), opened.submit(gate)
+    wait([good, bad])
+    done, not_done = wait([late, good, bad, good], timeout=0.01)
+    assert (done, not_done) == ({good, bad}, {late})
+    with pytest.raises(ValueError, match="negative"):
+        wait([late], timeout=-1)
+    gate.set()
+    assert wait([good, bad, late]).not_done == set()
+    assert wait([]) == (set(), set())
+
+
+def test_a_list_of_futures_gives_results_in_the_order_of_its_input():
+    gates = [threading.Event() for _ in range(3)]
+    futures = TaskFutureList(opened.submit(gate, number) for number, gate in enumerate(gates))
+    assert futures.wait(timeout=0.01) is None
+    with pytest.raises(TimeoutError, match=r"3 \(of 3\)"):
+        futures.result(timeout=0.01)
+    for gate in reversed(gates):
+        gate.set()
+    assert futures.result(timeout=5) == [0, 1, 2]
+    states = futures.wait()
+    assert states is not None
+    assert [state.data for state in states] == [0, 1, 2]
+    assert TaskFutureList[int]([*futures, futures[0]]).result() == [0, 1, 2, 0]
+    assert TaskFutureList[int]().result() == []
+
+
+async def test_the_first_failure_in_a_list_is_raised_without_waiting_for_the_rest():
+    gate = threading.Event()
+    futures = TaskFutureList([opened.submit(gate), fails.submit("quick")])
+    with anyio.fail_after(5):
+        with pytest.raises(ValueError, match="quick"):
+            await futures
+        with pytest.raises(ValueError, match="quick"):
+            await futures.result_async(timeout=5)
+        with pytest.raises(ValueError, match="quick"):
+            await anyio.to_thread.run_sync(futures.result)
+    with pytest.raises(TimeoutError, match=r"1 \(of 2\)"):
+        await futures.result_async(timeout=0.01, raise_on_failure=False)
+    assert await futures.wait_async(timeout=0.01) is None
+    gate.set()
+    got = await futures.result_async(raise_on_failure=False)
+    assert (got[0], str(got[1])) == (1, "quick")
+    states = await futures.wait_async()
+    assert states is not None
+    assert [state.name for state in states] == ["Completed", "Failed"]
+
+
+async def test_await_of_a_list_gives_the_values():
+    assert await double.map([1, 2]) == [2, 4]
+    assert await TaskFutureList[int]() == []
+
+
+# -- generators ----------------------------------------------------------------------------------------------------
+
+
+async def test_values_of_a_submitted_generator_come_while_it_runs():
+    proceed = threading.Event()
+
+    @task
+    def values() -> Iterator[int]:
+        yield 1
+        assert proceed.wait(5)
+        yield 2
+
+    future = values.submit()
+    got: list[int] = []
+    async for value in future:
+        got.append(value)
+        assert not future.done() or value == 2
+        proceed.set()
+    assert got == [1, 2]
+    assert await future == [1, 2]
+    assert [value async for value in future] == [1, 2]  # again, from the start
+
+
+def test_values_of_a_submitted_generator_are_iterated_over_in_plain_code():
+    @task
+    async def values() -> AsyncIterator[int]:
+        yield 1
+        await anyio.sleep(0)
+        yield 2
+        raise ValueError("after two")
+
+    got: list[int] = []
+    with pytest.raises(ValueError, match="after two"):  # noqa: PT012
+        for value in values.submit():
+            got.append(value)
+    assert got == [1, 2]
+
+
+async def test_only_generators_can_be_iterated_over():
+    future = double.submit(1)
+    with pytest.raises(TypeError, match="not a generator"):
+        iter(future).__next__()
+    await future
+
+
+def test_ten_thousand_futures_are_waited_for_without_looking_at_all_at_each_wake_up():
+
+    @task
+    async def nothing(x: int) -> int:
+        return x
+
+    assert sum(nothing.map(range(10_000)).result(timeout=20)) == sum(range(10_000))
+
+
+# -- lifetime ------------------------------------------------------------------------------------------------------
+
+
+def test_a_future_of_a_flow_outlives_it_with_its_outcome():
+    kept: list[Any] = []
+
+    @flow
+    def parent() -> None:
+        kept.append(double.submit(4))
+
+    parent()
+    assert kept[0].result() == 8
+    start = time.monotonic()
+    assert kept[0].wait(5).is_completed()
+    assert time.monotonic() - start < 1
