@@ -14,7 +14,7 @@ import inspect
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from functools import partial
-from types import CoroutineType, GeneratorType
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any
 
 from . import retries
@@ -24,11 +24,11 @@ from .limits import Slots
 from .loops import begun, is_being_cancelled, is_cancellation
 from .runs import Run, current_run
 from .states import CANCELLED, COMPLETED, CRASHED, FAILED, PENDING, RUNNING, SCHEDULED, Outcome, State, aggregate
-from .waiting import Port
+from .waiting import GENERATORS, Port, timed_out
 
 logger = logging.getLogger("asynctask")
-#: Modules whose frames are cut off tracebacks.
-_OURS = __name__.rpartition(".")[0] + "."
+#: Modules whose frames are cut off tracebacks: ours, and what brings an exception from a thread.
+_NOT_THEIRS = (__name__.rpartition(".")[0] + ".", "concurrent.futures.")
 
 
 async def execute(run: Run, port: Port) -> Any:
@@ -61,7 +61,7 @@ async def execute(run: Run, port: Port) -> Any:
                     run.value = value
                     run.enter(COMPLETED, "Completed")
                 else:
-                    take_outcome(run, value)
+                    take_outcome(run, await consumed(value, port))
                 delay = None
             except Exception as error:
                 delay = await after_failure(run, error, attempt, port, may_retry=not has_yielded(run))
@@ -80,18 +80,22 @@ async def execute(run: Run, port: Port) -> Any:
                 lineage.note(run.value, run)
             return run.value
         await port.call_hooks(ending_hooks(run), run, run.state)
+        if run.is_submitted:
+            return None
         raise run.state.error()
     except BaseException as error:
         if not run.is_final:
-            end_early(run, error, port)
+            await end_early(run, error, port)
         if run.is_submitted and not is_cancellation(error):
             return None
         raise
     finally:
         run.settle()
-        if token is not None and not run.is_submitted:  # a submitted run has a context of its own
+        if token is not None:  # also of a submitted run: a timer that was cancelled keeps its context until its time
             leave_context(token)
-        del run  # else: run -> its error -> the traceback -> this frame -> run, which only the collector would free
+        # Else: run -> its error -> the traceback -> this frame -> run, which only the collector would free. The token
+        # leads to the context, and so to the run. Every frame between here and the body keeps the same rule.
+        del run, token
 
 
 async def stream(run: Run, port: Port) -> AsyncGenerator[Any, Any]:
@@ -100,6 +104,7 @@ async def stream(run: Run, port: Port) -> AsyncGenerator[Any, Any]:
     Values sent and exceptions thrown in reach the body. Closed early, the run ends Completed.
     """
     options = run.spec.options
+    body: Steps | None = None
     token = current_run.set(run)
     run.journal.live[run.number] = run
     try:
@@ -144,21 +149,20 @@ async def stream(run: Run, port: Port) -> AsyncGenerator[Any, Any]:
                     break
                 attempt += 1
                 await port.sleep(run, delay)
+            await port.call_hooks(ending_hooks(run), run, run.state)
             if run.states[-1].type is not COMPLETED:
-                await port.call_hooks(ending_hooks(run), run, run.state)
                 raise run.state.error()
-            if options.on_completion:
-                await port.call_hooks(options.on_completion, run, run.state)
         except BaseException as error:
             if not run.is_final:
-                end_early(run, error, port)
-            elif isinstance(error, GeneratorExit) and options.on_completion:
-                port.call_hooks_now(options.on_completion, run, run.state)
+                await end_early(run, error, port)
+            elif isinstance(error, GeneratorExit):
+                port.call_hooks_now(ending_hooks(run), run, run.state)
             raise
     finally:
         run.settle()
         leave_context(token)
-        del run
+        body = None
+        del run, token
 
 
 class Steps:
@@ -197,6 +201,9 @@ class Steps:
             generator.close()
 
     async def _step(self, step: Callable[[], Any]) -> Any:
+        if self._left == 0.0:  # used up by steps that never let anybody stop them
+            await self.close()
+            raise timed_out(self._run)
         monotonic = self._run.journal.clock.monotonic
         start = monotonic()
         advance = partial(_advance_async if self._is_async else _advance, step)
@@ -320,7 +327,17 @@ def has_yielded(run: Run) -> bool:
     return run.yielded is not None and bool(run.yielded.values)
 
 
-NEED_CARE = (State, Outcome, list, tuple, set, GeneratorType, CoroutineType)
+#: Exactly these types of values stand, or may stand, for something else.
+NEED_CARE: set[type] = {State, Outcome, list, tuple, set, GeneratorType, AsyncGeneratorType, CoroutineType}
+
+
+async def consumed(value: Any, port: Port) -> Any:
+    """What a body returned; the values of a generator, which is more of its work."""
+    if value.__class__ in GENERATORS:
+        return list(value)  # type: ignore[call-overload]
+    if isinstance(value, AsyncGeneratorType) and port.is_async:
+        return [one async for one in value]  # pyright: ignore[reportUnknownVariableType]
+    return value  # pyright: ignore[reportUnknownVariableType]
 
 
 def take_outcome(run: Run, value: Any) -> None:
@@ -331,8 +348,6 @@ def take_outcome(run: Run, value: Any) -> None:
             f"task {run.spec.name!r} returned a coroutine that nobody awaited; "
             f"await it in the body, and make the function async if it is not"
         )
-    if isinstance(value, GeneratorType):
-        value = list(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
     if isinstance(value, (list, tuple, set)) and value and all(isinstance(one, State) for one in value):  # pyright: ignore[reportUnknownVariableType]
         several: list[State] = list(value)  # pyright: ignore[reportUnknownArgumentType]
         whole = aggregate(several)
@@ -341,7 +356,7 @@ def take_outcome(run: Run, value: Any) -> None:
         run.value = value
         run.enter(COMPLETED, "Completed")
         return
-    if not value.is_final():
+    if not value.type.is_final:
         raise TypeError(f"task {run.spec.name!r} returned the state {value!r}, which is no end; return Completed(...)")
     if value.type is FAILED:
         raise Returned(value)
@@ -379,7 +394,7 @@ async def after_failure(
         text = f"{failed.message}; attempt {attempt + 1} of {attempt + remaining} starts in {delay:g} s"
         run.enter(SCHEDULED, "AwaitingRetry", text)
         return delay
-    run.error = without_our_frames(error)
+    keep_error(run, error)
     run.enter(FAILED, failed.name, failed.message)
     return None
 
@@ -400,6 +415,8 @@ def ending_hooks(run: Run) -> tuple[Any, ...]:
     """The hooks for the final state that the run is in."""
     options = run.spec.options
     kind = run.states[-1].type
+    if kind is COMPLETED:
+        return options.on_completion
     if kind is FAILED:
         return options.on_failure
     if kind is CANCELLED:
@@ -407,9 +424,12 @@ def ending_hooks(run: Run) -> tuple[Any, ...]:
     return options.on_crashed if kind is CRASHED else ()
 
 
-def end_early(run: Run, error: BaseException, port: Port) -> None:
-    """Enter the final state of a run that ends outside an attempt, or is cancelled or interrupted in one."""
-    run.error = without_our_frames(error)
+async def end_early(run: Run, error: BaseException, port: Port) -> None:
+    """Enter the final state of a run that ends outside an attempt, or is cancelled or interrupted in one.
+
+    Waits for nothing when it is cancelled or interrupted.
+    """
+    keep_error(run, error)
     if isinstance(error, UpstreamTaskError) and run.states[-1].type is PENDING:
         run.enter(PENDING, "NotReady", str(error))
     elif isinstance(error, ConcurrencyLimitAborted):
@@ -418,7 +438,9 @@ def end_early(run: Run, error: BaseException, port: Port) -> None:
         run.enter(FAILED, "Failed", f"{type(error).__name__}: {text_of(error)}")
     else:
         end_by(run, error)
-    port.call_hooks_now(ending_hooks(run), run, run.state)
+        port.call_hooks_now(ending_hooks(run), run, run.state)
+        return
+    await port.call_hooks(ending_hooks(run), run, run.state)
 
 
 def end_by(run: Run, error: BaseException) -> None:
@@ -442,12 +464,13 @@ def end_by(run: Run, error: BaseException) -> None:
         run.enter(CRASHED, "Crashed", f"{type(error).__name__}: {text_of(error)}")
 
 
-def without_our_frames(error: BaseException) -> BaseException:
-    """The same exception, its traceback beginning in the user's body, so that it does not keep our frames alive."""
+def keep_error(run: Run, error: BaseException) -> None:
+    """Make `error` the run's, its traceback beginning in the user's body, so that it does not keep our frames alive."""
     trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith(_OURS):
+    while trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith(_NOT_THEIRS):
         trace = trace.tb_next
-    return error.with_traceback(trace)
+    run.error = error.with_traceback(trace)
+    run.trace = trace
 
 
 def text_of(error: BaseException) -> str:

@@ -18,8 +18,8 @@ from .runs import Run, shown
 from .scopes import Scope
 from .specs import TaskSpec, colour_of, plain_function, refuse_unusable
 from .states import State, aggregate
-from .tasks import Definition, _final_state  # pyright: ignore[reportPrivateUsage]
-from .waiting import Port, drive, timed_out
+from .tasks import Definition, _final_state, driven  # pyright: ignore[reportPrivateUsage]
+from .waiting import Port, timed_out
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -65,16 +65,7 @@ class Flow(FlowDefinition[P], Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run now, in this thread; the value, or with `return_state=True` the final `State`."""
-        run, return_state = self._special_run(args, kwargs)
-        work = execute(run, run.inside.runtime.blocking_port)
-        if not return_state:
-            return drive(work)  # type: ignore[no-any-return]
-        try:
-            drive(work)
-        except Exception:
-            if not run.is_settled:
-                raise
-        return run.state  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
+        return driven(*self._special_run(args, kwargs))  # type: ignore[no-any-return]
 
     @overload
     def __get__(self, instance: None, owner: type) -> Flow[P, R]: ...

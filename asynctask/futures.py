@@ -73,8 +73,10 @@ class TaskFuture(Handle, Generic[R], eq=False):
         """
         if self.wait(timeout) is None:
             raise TimeoutError(f"run {self.run.name!r} is still {self.run.state_name} after {timeout:g} s")
-        value: R = self.run.state.result(raise_on_failure)
-        return value
+        try:
+            return outcome(self.run, raise_on_failure)  # type: ignore[no-any-return]
+        finally:
+            del self
 
     def wait(self, timeout: float | None = None) -> State | None:
         """Block this thread until the run is over; its final state, or None when `timeout` seconds are up."""
@@ -89,8 +91,10 @@ class TaskFuture(Handle, Generic[R], eq=False):
         """The run's value, awaited at most `timeout` seconds; raises as `result` does."""
         if await self.wait_async(timeout) is None:
             raise TimeoutError(f"run {self.run.name!r} is still {self.run.state_name} after {timeout:g} s")
-        value: R = self.run.state.result(raise_on_failure)
-        return value
+        try:
+            return outcome(self.run, raise_on_failure)  # type: ignore[no-any-return]
+        finally:
+            del self
 
     async def wait_async(self, timeout: float | None = None) -> State | None:
         """Await the end of the run; its final state, or None when `timeout` seconds are up."""
@@ -116,7 +120,10 @@ class TaskFuture(Handle, Generic[R], eq=False):
             yield from self._settled().__await__()
         if run.states[-1].type is COMPLETED:
             return run.value  # type: ignore[no-any-return]
-        return run.state.result()  # type: ignore[no-any-return]
+        try:
+            return outcome(run)  # type: ignore[no-any-return]
+        finally:
+            del run, self
 
     def __iter__(self) -> Iterator[Any]:
         """The values of a submitted generator, as they come; blocks this thread between them."""
@@ -133,7 +140,10 @@ class TaskFuture(Handle, Generic[R], eq=False):
             ready = threading.Event()
             with lending(), _Woken(self.run, yielded, ready.set, taken):
                 block_on(ready)
-        self.run.state.result()
+        try:
+            outcome(self.run)
+        finally:
+            del self  # as in `outcome`
 
     def __aiter__(self) -> AsyncIterator[Any]:
         """The values of a submitted generator, as they come."""
@@ -147,6 +157,22 @@ class TaskFuture(Handle, Generic[R], eq=False):
 
     def __repr__(self) -> str:
         return f"<TaskFuture {self.run.name!r} {self.run.state_name}>"
+
+
+def outcome(run: Run, raise_on_failure: bool = True) -> Any:
+    """The value of a settled run, or its exception, raised (or returned).
+
+    However often it is raised, its traceback begins with the body's and grows by the frames of one reader. Whoever
+    raises it lets go of the run: else the error -> its traceback -> the frame -> the run -> the error, which only the
+    collector would free.
+    """
+    if run.error is not None:
+        run.error.__traceback__ = run.trace
+    state = run.state
+    try:
+        return state.result(raise_on_failure)
+    finally:
+        del run, state
 
 
 def cancel(run: Run, reason: str) -> bool:
@@ -194,7 +220,10 @@ class _Values:
                 self._taken += 1
                 return values[self._taken - 1]
             if is_over:
-                run.state.result()
+                try:
+                    outcome(run)
+                finally:
+                    del run, self  # as in `outcome`
                 raise StopAsyncIteration
             waker = loops.here().waker()
             with lending(), _Woken(run, self._yielded, waker.wake, self._taken):
@@ -260,10 +289,14 @@ class TaskFutureList(list[TaskFuture[R]]):
 
         Raises `TimeoutError` when `timeout` seconds are up before all are there.
         """
-        for future in as_completed(self, timeout):
-            if raise_on_failure:
-                future.result()
-        return [future.result(raise_on_failure=raise_on_failure) for future in self]
+        future = None
+        try:
+            for future in as_completed(self, timeout):
+                if raise_on_failure:
+                    outcome(future.run)
+            return [outcome(future.run, raise_on_failure) for future in self]
+        finally:
+            del self, future  # as in `outcome`
 
     def wait(self, timeout: float | None = None) -> list[State] | None:
         """Block this thread until all are over; their final states, or None when `timeout` seconds are up."""
@@ -272,15 +305,18 @@ class TaskFutureList(list[TaskFuture[R]]):
 
     async def result_async(self, timeout: float | None = None, raise_on_failure: bool = True) -> list[R]:
         """Every value, awaited; raises as `result` does."""
-        if timeout is None:
-            await self._all_settled(raise_on_failure)
-        else:
-            with anyio.move_on_after(timeout) as scope:
+        try:
+            if timeout is None:
                 await self._all_settled(raise_on_failure)
-            if scope.cancelled_caught:
-                count = sum(not future.done() for future in self)
-                raise TimeoutError(f"{count} (of {len(self)}) runs unfinished after {timeout:g} s")
-        return [future.state.result(raise_on_failure) for future in self]
+            else:
+                with anyio.move_on_after(timeout) as scope:
+                    await self._all_settled(raise_on_failure)
+                if scope.cancelled_caught:
+                    count = sum(not future.done() for future in self)
+                    raise TimeoutError(f"{count} (of {len(self)}) runs unfinished after {timeout:g} s")
+            return [outcome(future.run, raise_on_failure) for future in self]
+        finally:
+            del self  # as in `outcome`
 
     async def wait_async(self, timeout: float | None = None) -> list[State] | None:
         """Await the end of all; their final states, or None when `timeout` seconds are up."""
@@ -293,9 +329,12 @@ class TaskFutureList(list[TaskFuture[R]]):
             for future in self:
                 await future.wait_async()
             return
-        async for future in as_completed(self):
-            if not future.state.is_completed():
-                future.state.result()  # raises; those before it in the list may have no result yet
+        future = None
+        try:
+            async for future in as_completed(self):
+                outcome(future.run)
+        finally:
+            del self, future  # as in `outcome`
 
     def __await__(self) -> Generator[Any, Any, list[R]]:
         return self.result_async().__await__()

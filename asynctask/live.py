@@ -131,6 +131,8 @@ class LiveView:
     def __init__(self, runtime: Runtime | None, console: Console | None) -> None:
         self._runtime = runtime
         self._console = console or Screen(stderr=True)
+        if console is None and not self._console.is_terminal:
+            self._console.width = max(self._console.width, 120)  # a file has no edge
         self._ended: deque[Run] = deque()
         self._tallies: dict[tuple[str, bool], Tally] = {}
         self._lock = threading.Lock()
@@ -159,7 +161,7 @@ class LiveView:
         self._thread.join()
         self._close_screen()
         try:
-            self._console.print(summary_table(self.tasks, journal.clock.now() - self._began))
+            self._console.print(summary_table(self.tasks, journal.clock.now() - self._began, self._console.width))
         except (Exception, SystemExit):  # deliberate: rich exits when nobody reads on, and the block had no error
             logger.warning("the summary of runs could not be shown", exc_info=True)
 
@@ -380,43 +382,45 @@ def run_line(run: Run, indent: str, *, now: float, sign: str) -> Text:
     attempts = run.run_count
     if attempts > 1:
         text.append(f"  attempt {attempts}", style="yellow")
-    waits = run.waiting_on or ("" if state.type is RUNNING else state.name)
-    if waits:
+    waits = run.waiting_on or state.name
+    if state.type is not RUNNING and not state.is_final():  # it may have ended since it was chosen
         text.append(f"  {cleaned(waits)}", style="yellow")
     return text
 
 
-def summary_table(summaries: list[TaskSummary], elapsed: float) -> Table:
-    """Per task: how many runs, how they ended, how often they were retried, how long they took."""
-    unfinished = sum(one.runs - one.finished for one in summaries)
-    rare = {
-        "crashed": [one.crashed for one in summaries],
-        "cancelled": [one.cancelled for one in summaries],
-        "not ready": [one.not_ready for one in summaries],
-        "unfinished": [one.runs - one.finished for one in summaries],
+def summary_table(summaries: list[TaskSummary], elapsed: float, width: int) -> Table:
+    """Per task: how many runs, how they ended, how often they were retried, how long they took.
+
+    In a `width` that is too small names lose their ends, before any number is touched.
+    """
+    columns = {
+        "runs": [number(one.runs) for one in summaries],
+        "completed": [number(one.completed, "green") for one in summaries],
+        "failed": [number(one.failed, "red") for one in summaries],
+        "crashed": [number(one.crashed, "red") for one in summaries],
+        "cancelled": [number(one.cancelled, "magenta") for one in summaries],
+        "not ready": [number(one.not_ready, "magenta") for one in summaries],
+        "unfinished": [number(one.runs - one.finished, "magenta") for one in summaries],
+        "retried": [number(one.retries, "yellow") for one in summaries],
+        "p50": [Text("" if one.p50 is None else shown_seconds(one.p50)) for one in summaries],
+        "p95": [Text("" if one.p95 is None else shown_seconds(one.p95)) for one in summaries],
     }
-    seen = {heading: counts for heading, counts in rare.items() if any(counts)}
-    runs = sum(one.runs for one in summaries)
-    title = f"{runs:,} runs in {shown_seconds(elapsed)}" + (f", {unfinished:,} unfinished" if unfinished else "")
-    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("task", overflow="ellipsis", no_wrap=True)
-    for heading in ("runs", "completed", "failed", *seen, "retried", "p50", "p95"):
+    for rare in ("crashed", "cancelled", "not ready", "unfinished"):
+        if all(cell.plain == "0" for cell in columns[rare]):
+            del columns[rare]
+    title = f"{sum(one.runs for one in summaries):,} runs in {shown_seconds(elapsed)}"
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    taken = sum(2 + max(map(len, (heading, *cells))) for heading, cells in columns.items())
+    table.add_column("task", no_wrap=True, overflow="ellipsis", max_width=max(8, width - taken - 4))
+    for heading in columns:
         table.add_column(heading, justify="right", no_wrap=True)
     for row, one in enumerate(summaries):
-        table.add_row(
-            Text(cleaned(one.name), style="bold" if one.is_flow else ""),
-            f"{one.runs:,}",
-            number(one.completed, "green"),
-            number(one.failed, "red"),
-            *(number(counts[row], "magenta") for counts in seen.values()),
-            number(one.retries, "yellow"),
-            "" if one.p50 is None else shown_seconds(one.p50),
-            "" if one.p95 is None else shown_seconds(one.p95),
-        )
+        name = Text(cleaned(one.name), style="bold" if one.is_flow else "")
+        table.add_row(name, *(cells[row] for cells in columns.values()))
     return table
 
 
-def number(count: int, style: str) -> Text:
+def number(count: int, style: str = "") -> Text:
     return Text(f"{count:,}", style=style if count else "dim")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -98,6 +99,8 @@ class ThreadPool(Executor):
                 self._idle -= 1
                 if not told and not (self._calls and not too_many):
                     self._threads.discard(threading.current_thread())
+                    if self._calls:  # the call it was woken for is another one's now
+                        self._changed.notify()
                     return None
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -116,10 +119,11 @@ class ThreadPool(Executor):
                     thread.join()
 
     def join(self, timeout: float) -> None:
-        """After `shutdown(wait=False)`: wait for the threads, at most `timeout` seconds each."""
+        """After `shutdown(wait=False)`: wait for the threads, at most `timeout` seconds."""
+        end = time.monotonic() + timeout
         for thread in list(self._threads):
             if thread is not threading.current_thread():
-                thread.join(timeout)
+                thread.join(max(0.0, end - time.monotonic()))
 
 
 class ThreadPoolTaskRunner:
@@ -144,10 +148,13 @@ class ThreadPoolTaskRunner:
                 )
         return pool
 
-    def close(self, timeout: float = 0.0) -> None:
-        """Let the threads end; wait for those that are not stuck, at most `timeout` seconds. It can be used again."""
+    def close(self, timeout: float = 0.2) -> None:
+        """Let the threads end, and wait for them at most `timeout` seconds: an idle one takes a millisecond.
+
+        It can be used again. Calls that another runtime has queued are still run.
+        """
         with self._lock:
             pool, self._pool = self._pool, None
         if pool is not None:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(wait=False)
             pool.join(timeout)

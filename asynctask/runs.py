@@ -210,6 +210,8 @@ class Run(Trace, eq=False, gc=True, weakref=True):
     wait_for: tuple[Any, ...] = ()
     value: Any = None
     error: BaseException | None = None
+    #: The traceback of `error` as it left the body.
+    trace: Any = None
     is_settled: bool = False
     waiters: list[Callable[[], None]] | None = None
     #: Whether it was submitted (and so runs beside its caller), and then its child task on an event loop.

@@ -17,7 +17,7 @@ import inspect
 import threading
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
 from types import TracebackType
@@ -39,7 +39,7 @@ from .settings import settings
 from .states import CANCELLED, CRASHED
 from .stores.base import Store
 from .stores.memory import MemoryStore
-from .waiting import Blocking, Loop, Port, Services, drive, logger
+from .waiting import Blocking, Loop, Port, Services, drive, logger, refuse_to_hang
 
 if TYPE_CHECKING:
     import random
@@ -230,6 +230,8 @@ class Runtime:
         self._own: dict[str, LoopThread] = {}
         self._spare: list[LoopThread] = []
         self._loops: list[LoopThread] = []
+        #: Those of tasks and flows that were used here.
+        self._runners: list[TaskRunner] = []
         self._tokens: tuple[contextvars.Token[Runtime | None], contextvars.Token[Run | None]] | None = None
 
     @property
@@ -272,37 +274,56 @@ class Runtime:
         await self.aclose(cancel="its runtime was left by an exception" if kind is not None else None)
 
     async def aclose(self, *, cancel: str | None = None) -> None:
-        """End what runs (cancelling it at once for the reason `cancel`), flush the store, join threads. Idempotent."""
-        with anyio.CancelScope(shield=True):
-            await self._close(self.loop_port, cancel)
+        """End what runs (cancelling it at once for the reason `cancel`), flush the store, join threads. Idempotent.
+
+        Cancelled while it waits for runs, it cancels them, and closes all the same.
+        """
+        await self._close(self.loop_port, cancel)
 
     def close(self) -> None:
-        """The same from plain code, for a runtime that lives in no event loop."""
+        """The same from plain code, for a runtime that lives in no event loop. Raises `BlockingWaitError` on one."""
+        for run in list(self.root.children.values()):
+            refuse_to_hang(run, "write `await runtime.aclose()` instead")
         drive(self._close(self.blocking_port, None))
 
     async def _close(self, port: Port, cancel: str | None) -> None:
         if self.is_closing:
             return
         self.is_closing = True
-        root = self.root
         timeout = settings.values.shutdown_timeout if self.shutdown_timeout is None else self.shutdown_timeout
-        self._give_up_the_dead()
-        if cancel is not None or not await port.until_empty(root, timeout):
-            root.cancel(cancel or f"its runtime closed and it did not end within {timeout:g} s")
-            if not await port.until_empty(root, LAST_SECONDS):
-                self._give_up(list(root.children.values()), "would not stop when its runtime closed")
-        await port.until_empty(self.services.afterwards, LAST_SECONDS)
-        root.close()
-        self.is_closed = True
-        self.is_entered = False
-        if self in _entered:
-            _entered.remove(self)
-        await self.store.flush()
-        self.task_runner.close()
-        for thread in self._loops:
-            thread.stop(LAST_SECONDS)
-        self._home = None
-        self._own, self._loops, self._spare = {}, [], []
+        try:
+            self._give_up_the_dead()
+            if cancel is None and not await port.until_empty(self.root, timeout):
+                cancel = f"its runtime closed and it did not end within {timeout:g} s"
+        except BaseException:
+            cancel = "its runtime was cancelled as it closed"
+            raise
+        finally:
+            with anyio.CancelScope(shield=True) if port.is_async else nullcontext():
+                await self._end(port, cancel)
+
+    async def _end(self, port: Port, cancel: str | None) -> None:
+        """The second half of closing, after waiting for runs: cancels those still under way, or gives them up."""
+        root = self.root
+        try:
+            if cancel is not None:
+                root.cancel(cancel)
+                await port.until_empty(root, LAST_SECONDS)
+            await port.until_empty(self.services.afterwards, LAST_SECONDS)
+        finally:  # reached early when asyncio cancels once more, which passes the shield
+            self._give_up(list(root.children.values()), "would not stop when its runtime closed")
+            root.close()
+            self.is_closed = True
+            self.is_entered = False
+            if self in _entered:
+                _entered.remove(self)
+            await self.store.flush()
+            for runner in (self.task_runner, *self._runners):
+                runner.close()
+            for thread in self._loops:
+                thread.stop(LAST_SECONDS)
+            self._home = None
+            self._own, self._loops, self._spare, self._runners = {}, [], [], []
 
     def _give_up_the_dead(self) -> None:
         """End runs whose loop was closed without ending them."""
@@ -372,7 +393,11 @@ class Runtime:
         flow = run.flow
         while runner is None and flow is not None:
             runner, flow = flow.spec.options.task_runner, flow.flow
-        return (runner or self.task_runner).executor()
+        if runner is None:
+            return self.task_runner.executor()
+        if not any(one is runner for one in self._runners):
+            self._runners.append(runner)
+        return runner.executor()
 
     def __repr__(self) -> str:
         return f"<Runtime {self.name!r}, {len(self.journal.live)} runs under way>"

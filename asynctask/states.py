@@ -144,7 +144,10 @@ class State(msgspec.Struct, frozen=True, gc=False):
             return self.data
         error = self.error()
         if raise_on_failure or isinstance(error, UnfinishedRun):
-            raise error
+            try:
+                raise error
+            finally:
+                del error, self  # else: the error -> its traceback -> this frame -> the error
         return error
 
     def error(self) -> Exception:

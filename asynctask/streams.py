@@ -1,17 +1,57 @@
-"""A window of runs that moves over an input of any length, for `Task.stream`."""
+"""A window of runs that moves over an input of any length, for `Task.stream`.
+
+1. At most `size` runs are in flight, results not yet taken included; the input is pulled only when there is room.
+2. A plain input is pulled by who asks for a result. An async one is pulled by a child of its own, the feeder: a
+   result that is there must not wait for an input that is slow.
+3. Leaving the stream (a failure, a cancellation, `aclose()`, or just dropping it) cancels what is in flight and
+   closes the input. Hence no async generator: one that is left early is closed late, and trio complains of it.
+"""
 
 from __future__ import annotations
 
+import contextvars
+import logging
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterable, Iterator
 from typing import Any
 
+import anyio
+
 from . import loops
-from .futures import TaskFuture, lending
+from .errors import CancelledRun
+from .futures import TaskFuture, lending, outcome
+
+logger = logging.getLogger("asynctask")
+
+
+class Stream(AsyncIterator[Any]):
+    """The results of a window, for `async for`; whoever drops it leaves it."""
+
+    def __init__(self, window: Window, return_exceptions: bool) -> None:
+        self._window = window
+        self._return_exceptions = return_exceptions
+
+    async def __anext__(self) -> Any:
+        try:
+            future = await self._window.next()
+            if future is None:
+                raise StopAsyncIteration
+            return outcome(future.run, raise_on_failure=not self._return_exceptions)
+        except BaseException:
+            self._window.leave()
+            raise
+
+    async def aclose(self) -> None:
+        """Leave the stream and wait until its input is closed."""
+        self._window.leave()
+        await self._window.closed()
+
+    def __del__(self) -> None:
+        self._window.leave()
 
 
 class Window:
-    """At most `size` runs in flight, results not yet taken included; the input is pulled only when there is room."""
+    """The runs in flight and the input they come from. All of it on one event loop, but for `_land`."""
 
     def __init__(
         self,
@@ -22,64 +62,143 @@ class Window:
     ) -> None:
         self._submit = submit
         self._source = source
-        self._size = size
         self._ordered = ordered
-        #: In the order of the input; and the same in the order in which they end.
+        #: How many more may be in flight, and how many results were taken since the last one was asked for.
+        self._room = size
+        self._taken = 0
+        #: In the order of the input; and, for results as they come, in the order in which they end.
         self._flying: deque[TaskFuture[Any]] = deque()
         self._landed: deque[TaskFuture[Any]] = deque()
+        self._pull: Iterator[Any] | None = None
+        #: The feeder, as its loop knows it.
+        self._feeder: Any = None
+        self._loop: loops.EventLoop | None = None
+        #: Wakes who waits for a result, the feeder that waits for room, and who waits for the input to be closed.
         self._waker: loops.Waker | None = None
+        self._room_waker: loops.Waker | None = None
+        self._close_waker: loops.Waker | None = None
+        self._error: BaseException | None = None
         self._is_exhausted = False
+        self._is_left = False
 
-    async def results(self, return_exceptions: bool) -> AsyncIterator[Any]:
-        source = self._source
-        pull = aiter(source) if isinstance(source, AsyncIterable) else iter(source)
-        try:
-            while True:
-                while len(self._flying) < self._size and not self._is_exhausted:
-                    await self._pull(pull)
-                if not self._flying:
-                    return
-                future = await self._next()
+    async def next(self) -> TaskFuture[Any] | None:
+        """The next run that is over; None at the end. Raises what the input raises."""
+        self._room += self._taken
+        self._taken = 0
+        if isinstance(self._source, AsyncIterable):
+            self._feed_from(self._source)
+        else:
+            self._pull_from(self._source)
+        while not self._is_left:
+            if self._error is not None:
+                raise self._error
+            if self._is_ready():
+                future = self._flying[0] if self._ordered else self._landed.popleft()
                 self._flying.remove(future)
-                yield future.state.result(raise_on_failure=not return_exceptions)
-        finally:
-            for future in self._flying:
-                future.cancel("its stream was left")
-            await self._close(pull)
+                self._taken += 1
+                return future
+            if self._is_exhausted and not self._flying:
+                break
+            waker = self._waker = loops.here().waker()
+            if not self._is_ready():  # a run may have landed, in another thread, just before the waker was there
+                with lending():
+                    await waker.wait()
+            self._waker = None
+        return None
 
-    async def _pull(self, pull: Any) -> None:
-        try:
-            value: Any = await anext(pull) if isinstance(pull, AsyncIterator) else next(pull)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-        except (StopIteration, StopAsyncIteration):
-            self._is_exhausted = True
+    def leave(self) -> None:
+        """Cancel what is in flight and close the input. From any thread; once."""
+        if self._is_left:
             return
+        self._is_left = True
+        for future in self._flying:
+            future.cancel("its stream was left")
+        if self._feeder is not None and self._loop is not None and not self._is_exhausted:
+            self._loop.cancel(self._feeder)
+        if isinstance(self._pull, Generator):  # not a file, say, which the caller may want to go on with
+            self._pull.close()  # pyright: ignore[reportUnknownMemberType]
+
+    async def closed(self) -> None:
+        """Wait until the feeder has closed the input."""
+        if self._feeder is not None and not self._is_exhausted:
+            waker = self._close_waker = loops.here().waker()
+            await waker.wait()
+
+    def _is_ready(self) -> bool:
+        if self._ordered:
+            return bool(self._flying) and self._flying[0].done()
+        return bool(self._landed)
+
+    def _start(self, value: Any) -> None:
         future = self._submit(value)
+        self._room -= 1
         self._flying.append(future)
         future.run.when_settled(lambda: self._land(future))
 
     def _land(self, future: TaskFuture[Any]) -> None:
-        self._landed.append(future)
-        waker = self._waker
-        if waker is not None:
-            waker.wake()
+        if not self._ordered:
+            self._landed.append(future)
+        _wake(self._waker)
 
-    async def _next(self) -> TaskFuture[Any]:
-        while True:
-            if self._ordered and self._flying[0].done():
-                return self._flying[0]
-            if not self._ordered and self._landed:
-                return self._landed.popleft()
-            waker = self._waker = loops.here().waker()
-            if not self._is_ready():  # something may have landed just before the waker was there
-                with lending():
+    def _pull_from(self, source: Iterable[Any]) -> None:
+        if self._pull is None:
+            self._pull = iter(source)
+        while self._room and not self._is_exhausted and not self._is_left:
+            try:
+                value = next(self._pull)
+            except StopIteration:
+                self._is_exhausted = True
+            else:
+                self._start(value)
+
+    def _feed_from(self, source: AsyncIterable[Any]) -> None:
+        if self._loop is not None:
+            _wake(self._room_waker)
+            return
+        loop = self._loop = loops.here()
+        work: Any = self._feed(source, loop)
+        if loop.begins_early:
+            work.send(None)
+        self._feeder = loop.start(work, contextvars.copy_context())
+        if self._feeder is None:  # the loop is ending
+            work.close()
+            self._is_exhausted = True
+
+    async def _feed(self, source: AsyncIterable[Any], loop: loops.EventLoop) -> None:
+        pull: Any = None
+        try:
+            if loop.begins_early:
+                await loops.begun()
+            pull = aiter(source)
+            while not self._is_left:
+                if self._room:
+                    self._start(await anext(pull))
+                else:
+                    waker = self._room_waker = loop.waker()
                     await waker.wait()
-            self._waker = None
-
-    def _is_ready(self) -> bool:
-        return self._flying[0].done() if self._ordered else bool(self._landed)
+        except StopAsyncIteration:
+            pass
+        except BaseException as error:  # deliberate: who asks for results is told
+            self._error = error
+            if loops.is_cancellation(error):
+                self._error = CancelledRun("the input of the stream was cancelled")
+                raise
+        finally:
+            await self._close(pull)
+            self._is_exhausted = True
+            _wake(self._waker)
+            _wake(self._close_waker)
 
     async def _close(self, pull: Any) -> None:
-        if hasattr(pull, "aclose"):
-            await pull.aclose()
-        elif hasattr(pull, "close"):
-            pull.close()
+        if not hasattr(pull, "aclose"):
+            return
+        try:
+            with anyio.CancelScope(shield=True):  # its cleaning up may await, though the feeder is being cancelled
+                await pull.aclose()
+        except Exception:
+            logger.exception("Closing the input of a stream raised")
+
+
+def _wake(waker: loops.Waker | None) -> None:
+    if waker is not None:
+        waker.wake()

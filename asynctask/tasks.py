@@ -27,7 +27,7 @@ import msgspec
 
 from . import inputs
 from .annotations import allow_failure
-from .engine import execute, stream
+from .engine import NEED_CARE, execute, stream
 from .errors import BlockingWaitError, OptionError
 from .futures import TaskFuture, TaskFutureList, lending
 from .logging import route_prints
@@ -38,8 +38,8 @@ from .scopes import Scope, runtime_here
 from .settings import settings
 from .specs import TaskSpec, colour_of, make_spec, name_of, plain_function, refuse_unusable, unwrapped
 from .states import PENDING, State
-from .streams import Window
-from .waiting import block_until_settled, drive
+from .streams import Stream, Window
+from .waiting import GENERATORS, block_until_settled, drive
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -251,7 +251,7 @@ class TaskDefinition(Definition[P]):
         if not isinstance(source, (Iterable, AsyncIterable)):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise OptionError(f"task {self.name!r}: stream() needs an iterable or async iterable, not {source!r}")
         window = Window(lambda value: self._submit((value,), {}, None), source, concurrency, ordered)
-        return window.results(return_exceptions)
+        return Stream(window, return_exceptions)
 
 
 class Task(TaskDefinition[P], Generic[P, R]):
@@ -262,19 +262,13 @@ class Task(TaskDefinition[P], Generic[P, R]):
         if kwargs and ("return_state" in kwargs or "wait_for" in kwargs):
             return self._call_specially(args, kwargs)  # type: ignore[no-any-return]
         run = self._new_run(args, kwargs)
-        return drive(execute(run, run.inside.runtime.blocking_port))  # type: ignore[no-any-return]
+        try:
+            return drive(execute(run, run.inside.runtime.blocking_port))  # type: ignore[no-any-return]
+        finally:
+            del run  # the traceback of what the body raises leads to this frame; see `execute`
 
     def _call_specially(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        run, return_state = self._special_run(args, kwargs)
-        work = execute(run, run.inside.runtime.blocking_port)
-        if not return_state:
-            return drive(work)
-        try:
-            drive(work)
-        except Exception:
-            if not run.is_settled:
-                raise
-        return run.state
+        return driven(*self._special_run(args, kwargs))
 
     @overload
     def submit(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]: ...
@@ -368,15 +362,12 @@ class GeneratorTask(TaskDefinition[P], Generic[P, Y]):
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Generator[Y, Any, Any]:
         """An iterator over the values; the run is Running while it yields."""
         run, return_state = self._special_run(args, kwargs)
-        port = run.inside.runtime.blocking_port
         if not return_state:
-            return GeneratorRun(run, stream(run, port))
+            return GeneratorRun(run, stream(run, run.inside.runtime.blocking_port))
         try:
-            drive(execute(run, port))
-        except Exception:
-            if not run.is_settled:
-                raise
-        return run.state  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
+            return driven(run, return_state)  # type: ignore[no-any-return]
+        finally:
+            del run  # as in Task.__call__
 
     def submit(self, /, *args: Any, wait_for: Iterable[Any] | None = None, **kwargs: Any) -> TaskFuture[list[Y]]:
         """Run the generator beside the caller, on a thread; the future can be iterated over while it runs."""
@@ -425,6 +416,22 @@ class AsyncGeneratorTask(TaskDefinition[P], Generic[P, Y]):
         return self._bind(instance, owner)
 
 
+def driven(run: Run, return_state: bool) -> Any:
+    """Execute a run in this thread: its value, or its final state."""
+    try:
+        work = execute(run, run.inside.runtime.blocking_port)
+        if not return_state:
+            return drive(work)
+        try:
+            drive(work)
+        except Exception:
+            if not run.is_settled:
+                raise
+        return run.state
+    finally:
+        del run  # as in Task.__call__
+
+
 async def _final_state(run: Run, work: Coroutine[Any, Any, Any]) -> State:
     try:
         await work
@@ -466,8 +473,16 @@ class GeneratorRun(Generator[Any, Any, Any]):
         except StopAsyncIteration:
             run, self._run = self._run, None  # what the body returned is given once, for `yield from`
             raise StopIteration(None if run is None else run.value) from None
+        except BaseException:
+            self._run = None  # it is over; its error leads to this frame
+            raise
         finally:
             sys.set_asyncgen_hooks(*hooks)
+
+
+# A body may return the iterator of a generator task; it is consumed like a generator of Python's own.
+GENERATORS.add(GeneratorRun)
+NEED_CARE.add(GeneratorRun)
 
 
 def around_body(spec: TaskSpec, around: tuple[Around, ...]) -> Callable[..., Any]:

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Executor
+from functools import partial
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -301,12 +302,13 @@ class Blocking:
         start = time.monotonic()
         try:
             if spec.options.timeout is not None:
-                return _call_within(run, spec.options.timeout, lambda: call_body(run))
+                return _call_within(run, spec.options.timeout, partial(call_body, run))
             return call_body(run) if spec.is_generator else spec.body(*run.args, **run.kwargs)
         finally:
             taken = time.monotonic() - start
             if taken > 0.001:
                 _warn_of_blocking(run, taken)
+            del run  # the traceback of what the body raised leads to this frame; see `execute`
 
     async def sleep(self, run: Run, seconds: float) -> None:
         clock = run.journal.clock
@@ -380,13 +382,21 @@ def drive(coroutine: Coroutine[Any, Any, Any]) -> Any:
     raise AsyncTaskError("the engine suspended inside a blocking run; this is a defect of asynctask")
 
 
+#: The types of sync generators: Python's own, and that of generator tasks, which `tasks` adds.
+GENERATORS: set[type] = {GeneratorType}
+
+
 def call_body(run: Run) -> Any:
     """Call a sync body; a generator's values are collected into a list, and can be read while it runs."""
-    made = run.spec.body(*run.args, **run.kwargs)
-    if not run.spec.is_generator:
+    spec, args, kwargs = run.spec, run.args, run.kwargs
+    yielded = run.yielded
+    if spec.is_generator and yielded is None:
+        yielded = run.yielded = Yielded()
+    del run  # the traceback of what the body raises leads to this frame; see `execute`
+    made = spec.body(*args, **kwargs)
+    if yielded is None:
         # A generator that the body returns is more of its work: done here, not later on the event loop.
-        return list(made) if made.__class__ is GeneratorType else made
-    run.yielded = yielded = run.yielded or Yielded()
+        return list(made) if made.__class__ in GENERATORS else made  # type: ignore[call-overload]
     with contextlib.closing(made):
         for value in made:
             yielded.add(value)
@@ -513,6 +523,7 @@ class Body:
                 self._leave()
             except Interrupted:  # sent just before, and landed only here; there is no second one
                 self._leave()
+            del self, run  # the traceback of what the body raised leads to this frame; see `execute`
 
     def interrupt(self, on_end: Callable[[], None]) -> bool:
         """Raise `Interrupted` in the body at its next bytecode. False if it is not in the body (any more).
@@ -591,23 +602,29 @@ def _call_within(run: Run, seconds: float, call: Callable[[], Any]) -> Any:
 
     watch = threading.Timer(seconds, interrupt)
     watch.daemon = True
-    watch.start()
+    value = None
     try:
         try:
+            watch.start()  # inside, because the time may be up before it returns
             value = call()
+        except Interrupted:
+            if not sent:  # somebody else's: an outer call of this thread timed out
+                raise
         finally:
             with lock:
                 over = True
             watch.cancel()
             if sent:
                 _raise_in_thread(thread, None)
-    except Interrupted:
-        if not sent:  # somebody else's: an outer call of this thread timed out
+        if sent:
+            raise timed_out(run)
+        return value
+    except Interrupted:  # landed as late as in the `finally` above
+        if not sent:
             raise
         raise timed_out(run) from None
-    if sent:
-        raise timed_out(run)
-    return value
+    finally:
+        del run, call  # the traceback leads to this frame; see `execute`
 
 
 def _raise_in_thread(thread: int, error: type[BaseException] | None) -> None:

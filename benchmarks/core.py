@@ -45,7 +45,7 @@ class Row(NamedTuple):
     unit: str
     theirs: Measure
     ours: Measure
-    count: int
+    times: int
     rounds: int = 15
 
 
@@ -174,6 +174,20 @@ async def nursery(count: int) -> None:
     async with trio.open_nursery() as children:
         for _ in range(count):
             children.start_soon(nothing)
+
+
+async def scopes_in_a_nursery(count: int) -> None:
+    """Children that can be cancelled one by one, as futures can, which for trio takes a cancel scope each."""
+    import trio
+
+    async def child(scope: trio.CancelScope) -> None:
+        with scope:
+            await nothing()
+
+    async with trio.open_nursery() as children:
+        scopes = [trio.CancelScope() for _ in range(count)]
+        for scope in scopes:
+            children.start_soon(child, scope)
 
 
 async def submit_all(count: int) -> None:
@@ -311,10 +325,14 @@ ROWS = [
         "import", "import asynctask", "import anyio, msgspec", 1.5, "ms",
         in_a_child(IMPORT.format("anyio, msgspec")), in_a_child(IMPORT.format("asynctask")), 1, 21,
     ),
-    # The last one in this process: it imports trio.
+    # The last ones in this process: they import trio.
     Row(
         "submit on trio", "t.submit() N, await all", "a trio nursery", 2.0, "us",
         on_trio(nursery), on_trio(submit_all), 5_000,
+    ),
+    Row(
+        "cancellable on trio", "t.submit() N, await all", "a nursery, a CancelScope each", 2.0, "us",
+        on_trio(scopes_in_a_nursery), on_trio(submit_all), 5_000,
     ),
 ]  # fmt: skip
 
@@ -324,7 +342,7 @@ ROWS = [
 
 def measured(row: Row, quick: bool) -> Result:
     """Take a row's two sides by turns, after one round that does not count."""
-    count, rounds = (max(1, row.count // 5), min(row.rounds, 5)) if quick else (row.count, row.rounds)
+    count, rounds = (max(1, row.times // 5), min(row.rounds, 5)) if quick else (row.times, row.rounds)
     theirs: list[float] = []
     ours: list[float] = []
     for turn in range(rounds + 1):

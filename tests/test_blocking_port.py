@@ -16,7 +16,7 @@ from typing import Any
 import anyio
 import pytest
 
-from asynctask import Runtime, ThreadPoolTaskRunner, flow, get_client, states, task
+from asynctask import Runtime, State, ThreadPoolTaskRunner, flow, get_client, states, task
 from asynctask.clocks import Clock
 from asynctask.engine import execute, stream
 from asynctask.errors import AsyncTaskError, BlockingWaitError, FailedRun, Interrupted
@@ -150,7 +150,8 @@ def runtime() -> Iterator[Runtime]:
 def ends(call: Callable[[], Any]) -> None:
     """The call gives a value, or raises what its body raised."""
     with contextlib.suppress(Broken, FailedRun, KeyboardInterrupt):
-        call()
+        ended = call()
+        assert not isinstance(ended, State) or not ended.is_crashed()
 
 
 def as_generator(body: Callable[[Any], Any]) -> Callable[[Any], Iterator[Any]]:

@@ -251,7 +251,7 @@ def test_the_iterator_of_a_generator_task_is_consumed_too() -> None:
     def numbers() -> Iterator[int]:
         yield from (1, 2)
 
-    with calls_of(numbers) as ends:
+    with calls_of(lambda: numbers()) as ends:
         assert [state.result() for state in ends] == [[1, 2], [1, 2]]
 
 

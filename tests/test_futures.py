@@ -527,6 +527,16 @@ def test_ten_thousand_futures_are_waited_for_without_looking_at_all_at_each_wake
     assert sum(nothing.map(range(10_000)).result(timeout=20)) == sum(range(10_000))
 
 
+async def test_an_exception_raised_again_and_again_does_not_grow():
+    future = fails.submit()
+    for _ in range(3):
+        with pytest.raises(ValueError, match="no") as caught:
+            await future
+    places = [entry.name for entry in caught.traceback]
+    assert places.count("fails") == 1
+    assert places.count("__await__") == 1
+
+
 # -- lifetime ------------------------------------------------------------------------------------------------------
 
 

@@ -37,7 +37,7 @@ async def atake(value: Any) -> Any:
     return value
 
 
-Point = namedtuple("Point", "x y")  # noqa: PYI024
+Point = namedtuple("Point", "x y")
 
 
 class Typed(NamedTuple):

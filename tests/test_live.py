@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from asynctask import Runtime, TaskFuture, flow, get_client, task
-from asynctask.live import LiveView, TaskSummary, live
+from asynctask.live import LiveView, Screen, TaskSummary, live, summary_table
 from asynctask.scopes import runtime_here
 from asynctask.states import State
 from asynctask.stores.memory import MemoryStore
@@ -34,7 +34,7 @@ def private() -> Iterator[VirtualClock]:
         yield clock
 
 
-class Screen:
+class Terminal:
     """A terminal that remembers what was written to it."""
 
     def __init__(self, *, width: int = 100, height: int = 24, encoding: str = "utf-8") -> None:
@@ -249,7 +249,7 @@ def test_a_terminal_shows_counters_a_bar_and_the_tree_of_what_runs(private: Virt
     def outer() -> None:
         inner.map(range(12)).wait()
 
-    screen = Screen()
+    screen = Terminal()
     with live(console=screen.console):
         thread = threading.Thread(target=in_context(outer))
         thread.start()
@@ -275,7 +275,7 @@ def test_a_view_is_never_higher_than_its_terminal(private: VirtualClock) -> None
     """Thirty kinds of task, each with runs under way, in twelve lines."""
     release = threading.Event()
     tasks = [task(lambda: release.wait(timeout=10), name=f"kind-{number}") for number in range(30)]
-    screen = Screen(height=12)
+    screen = Terminal(height=12)
     with live(console=screen.console):
         futures: list[TaskFuture[Any]] = [each.submit() for each in tasks for _ in range(2)]
         screen.wait_for(r"60 runs finished, 60 running")
@@ -297,7 +297,7 @@ def test_a_deep_chain_of_runs_is_drawn_without_recursing_for_ever(private: Virtu
         else:
             release.wait(timeout=10)
 
-    screen = Screen(height=40)
+    screen = Terminal(height=40)
     with live(console=screen.console):
         future = nest.submit(100)
         frame = screen.wait_for(r"101 running[^\r]*\n {16}• nest")
@@ -315,7 +315,7 @@ def test_names_and_messages_can_neither_command_the_terminal_nor_be_read_as_mark
         release.wait(timeout=10)
         raise ValueError(nasty)
 
-    screen = Screen()
+    screen = Terminal()
     with live(console=screen.console):
         future = evil.submit()
         screen.wait_for(r"• \[red\]x\[/red\]\]0;owned\[2Jgnp \[/nope\]")
@@ -329,19 +329,19 @@ def test_names_and_messages_can_neither_command_the_terminal_nor_be_read_as_mark
 
 def test_a_terminal_that_knows_only_ascii_gets_a_view_as_well(private: VirtualClock) -> None:
     release = threading.Event()
-    screen = Screen(encoding="ascii")
+    screen = Terminal(encoding="ascii")
     waits = task(lambda: release.wait(timeout=10), name="größe")
     with live(console=screen.console):
         future = waits.submit()
         screen.wait_for(r"gr.*-{20}.*1 running")
         release.set()
         future.wait()
-    assert re.search(r"gr.{1,2}e +1 +1 ", screen.frames[-1])
+    assert re.search(r"gr\S+ +\| +1 \| +1 \|", screen.frames[-1])
 
 
 def test_what_is_printed_appears_above_the_view(private: VirtualClock, monkeypatch: pytest.MonkeyPatch) -> None:
     """And is not lost; and when the block is left, standard output is as it was."""
-    screen = Screen()
+    screen = Terminal()
     monkeypatch.setattr(sys, "stdout", screen.console.file)
     monkeypatch.setattr(screen.console.file, "isatty", lambda: True, raising=False)
     before = sys.stdout
@@ -353,7 +353,7 @@ def test_what_is_printed_appears_above_the_view(private: VirtualClock, monkeypat
 
 
 def test_prints_into_a_pipe_still_go_there(private: VirtualClock, capsys: pytest.CaptureFixture[str]) -> None:
-    screen = Screen()
+    screen = Terminal()
     with live(console=screen.console):
         print("data")
     assert capsys.readouterr().out == "data\n"
@@ -384,7 +384,16 @@ def test_the_summary_says_what_is_unfinished(private: VirtualClock) -> None:
         future = task(lambda: release.wait(timeout=10), name="waits").submit()
     release.set()
     future.wait()
-    assert re.search(r"1 runs in .*, 1 unfinished", written(console))
+    assert re.search(r"unfinished +retried.*\n.*\n +waits +1 +0 +0 +1 +0 ", written(console))
+
+
+def test_of_a_narrow_summary_names_lose_their_ends_and_numbers_nothing() -> None:
+    long = TaskSummary(name="a_long_name_" * 9, is_flow=False, completed=12_345, failed=6_789, cancelled=22, p50=0.1234)
+    short = TaskSummary(name="short", is_flow=True, retries=55_555, completed=1, p50=2.0, p95=61.0)
+    console = Console(file=io.StringIO(), width=80)
+    console.print(summary_table([long, short], 1.0, 80))
+    assert re.search(r"\n *a_long_\w*… +19,156 +12,345 +6,789 +22 +0 +123 ms *\n", written(console))
+    assert re.search(r"\n *short +1 +1 +0 +0 +55,555 +2.0 s +1 min 01 s *\n", written(console))
 
 
 def test_by_default_it_writes_to_standard_error(private: VirtualClock, capsys: pytest.CaptureFixture[str]) -> None:
@@ -398,7 +407,7 @@ def test_by_default_it_writes_to_standard_error(private: VirtualClock, capsys: p
 def test_two_views_at_once_both_count_and_one_draws(private: VirtualClock) -> None:
     release = threading.Event()
     waits = task(lambda: release.wait(timeout=10), name="waits")
-    first, second = Screen(), Screen()
+    first, second = Terminal(), Terminal()
     with live(console=first.console) as outer:
         with live(console=second.console) as inner:
             future = waits.submit()
@@ -428,7 +437,7 @@ def test_a_view_can_be_entered_again(private: VirtualClock) -> None:
 def test_an_exception_passes_through_and_the_screen_is_left_in_order(
     error: BaseException, private: VirtualClock
 ) -> None:
-    screen = Screen()
+    screen = Terminal()
 
     def fail() -> None:
         with live(console=screen.console):
@@ -444,7 +453,7 @@ def test_an_exception_passes_through_and_the_screen_is_left_in_order(
 
 
 async def test_it_is_left_in_order_when_its_task_is_cancelled() -> None:
-    screen = Screen()
+    screen = Terminal()
     async with Runtime(store=MemoryStore()):
         with anyio.move_on_after(0.05) as scope, live(console=screen.console):
             await anyio.sleep(30)
@@ -458,7 +467,7 @@ def test_a_terminal_that_goes_away_changes_nothing_for_the_runs(
 ) -> None:
     reading, writing = os.pipe()
     file = os.fdopen(writing, "w", encoding="utf-8")
-    console = Console(file=file, force_terminal=True, width=80, height=24)
+    console = Screen(file=file, force_terminal=True, width=80, height=24)
     release = threading.Event()
     waits = task(lambda: release.wait(timeout=10), name="waits")
     with live(console=console) as view:

@@ -74,7 +74,10 @@ def test_variable_keywords_and_positions_are_mapped_too() -> None:
     def work(*args: Any, **kwargs: Any) -> Any:
         return args, kwargs
 
-    assert work.map([1, 2], 5, k=[3, 4], s="x").result(5) == [((1, 5), {"k": 3, "s": "x"}), ((2, 5), {"k": 4, "s": "x"})]
+    assert work.map([1, 2], 5, k=[3, 4], s="x").result(5) == [
+        ((1, 5), {"k": 3, "s": "x"}),
+        ((2, 5), {"k": 4, "s": "x"}),
+    ]
 
 
 def test_unmapped_passes_a_list_to_every_run() -> None:
@@ -88,7 +91,7 @@ def test_an_empty_iterable_makes_no_run() -> None:
     assert futures == []
     assert isinstance(futures, TaskFutureList)
     assert futures.result() == []
-    assert pair.map([], [], ).wait() == []
+    assert pair.map([], []).wait() == []
 
 
 async def test_an_empty_map_can_be_awaited() -> None:
@@ -97,7 +100,9 @@ async def test_an_empty_map_can_be_awaited() -> None:
 
 def test_nothing_to_map_over_is_refused_naming_the_task() -> None:
     for args in ((), (1,), ("text",), (unmapped([1]), 2), (quote([1]), 2)):
-        with pytest.raises(MappingMissingIterable, match=r"task 'pair': map\(\) was given nothing to map over.*unmapped"):
+        with pytest.raises(
+            MappingMissingIterable, match=r"task 'pair': map\(\) was given nothing to map over.*unmapped"
+        ):
             pair.map(*args)
 
 

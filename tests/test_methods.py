@@ -205,7 +205,7 @@ def test_a_hook_on_the_classs_task_is_for_every_instance() -> None:
         def buy(self) -> None: ...
 
         @buy.on_completion
-        def bought(task: Any, run: Any, state: Any) -> None:  # noqa: N805
+        def bought(task: Any, run: Any, state: Any) -> None:
             seen.append(state.name)
 
         @task

@@ -45,7 +45,11 @@ WRONG: list[tuple[str, Any, str]] = [
     *(("timeout_seconds", value, "seconds that is not negative") for value in (-1, "1", True, [1], float("nan"))),
     ("timeout_seconds", timedelta(seconds=-1), "seconds that is not negative"),
     *(("log_prints", value, "True, False or None") for value in (1, "yes", [])),
-    *((option, value, "a function or a list of functions") for option in HOOKS for value in (5, "x", [hook, 5], {hook})),
+    *(
+        (option, value, "a function or a list of functions")
+        for option in HOOKS
+        for value in (5, "x", [hook, 5], {hook})
+    ),
     *(("around", value, "a function or a list of functions") for value in (5, "x", [None])),
     *(("task_runner", value, "a task runner") for value in (5, "threads", ThreadPoolTaskRunner, object())),
     ("description", NoRepr(), TASK_TEXT),
@@ -191,7 +195,9 @@ def test_a_delay_function_that_raises_is_refused_with_its_exception_as_cause() -
     def delays(retries: int) -> list[int]:
         raise LookupError("broken")
 
-    with pytest.raises(OptionError, match=r"task 'hook': option 'retry_delay_seconds' .*LookupError\('broken'\)") as caught:
+    with pytest.raises(
+        OptionError, match=r"task 'hook': option 'retry_delay_seconds' .*LookupError\('broken'\)"
+    ) as caught:
         task(hook, retries=1, retry_delay_seconds=delays)
     assert isinstance(caught.value.__cause__, LookupError)
 
@@ -229,7 +235,9 @@ def test_a_run_name_function_must_be_plain_and_take_nothing_or_parameters() -> N
     async def aname() -> str:
         return "x"
 
-    with pytest.raises(OptionError, match="task 'hook': option 'task_run_name' must be a plain function, not the async"):
+    with pytest.raises(
+        OptionError, match="task 'hook': option 'task_run_name' must be a plain function, not the async"
+    ):
         task(hook, task_run_name=aname)  # type: ignore[call-overload]
     with pytest.raises(OptionError, match=r"must be a function of nothing, or of .*'parameters', not of 'x'"):
         task(hook, task_run_name=lambda x: "x")

@@ -77,7 +77,9 @@ def test_a_class_is_refused_saying_what_to_decorate_instead(what: Any) -> None:
 
 
 @pytest.mark.parametrize("what", [task, flow], ids=["task", "flow"])
-@pytest.mark.parametrize("thing", [5, "name", ["list"], {"k": 1}, object()], ids=["int", "str", "list", "dict", "object"])
+@pytest.mark.parametrize(
+    "thing", [5, "name", ["list"], {"k": 1}, object()], ids=["int", "str", "list", "dict", "object"]
+)
 def test_what_cannot_be_called_is_refused(what: Any, thing: Any) -> None:
     message = f"@{what.__name__} needs a function or another callable, not {type(thing).__name__}"
     with pytest.raises(OptionError, match=message):

@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-ASYNCIO = Path(json.__file__).parents[1] / "asyncio"  # a part of the standard library; .ci/run takes all of it
+# Parts of the standard library; .ci/run takes all of it.
+ASYNCIO = Path(json.__file__).parents[1] / "asyncio"
+ENCODINGS = ASYNCIO.with_name("encodings")
 
 # What a plain `pip install .` does not bring.
 WITHOUT = """
@@ -63,11 +65,14 @@ def test_the_main_job_reports_modules_also_those_that_fail(tmp_path: Path) -> No
 
 
 def test_the_main_job_retries_reads_that_fail() -> None:
-    done = run(EXAMPLES / "stdlib_report.py", ASYNCIO, "--flaky")
-    modules = len(list(ASYNCIO.glob("*.py")))
-    read = re.search(rf"read +{modules} +(\d+) +(\d+) +(\d+) ", done.stderr)
+    """A tenth of the reads of some 120 files: that none should fail has a chance of one in 300,000."""
+    done = run(EXAMPLES / "stdlib_report.py", ENCODINGS, "--flaky")
+    read = re.search(r"read +(\d+) +(\d+) +(\d+) +(\d+) ", done.stderr)
     assert read
-    assert re.search(r"asyncio|base_events: BaseEventLoop", done.stdout)
+    runs, completed, failed, retried = map(int, read.groups())
+    assert runs == completed + failed == len(list(ENCODINGS.glob("*.py")))
+    assert retried > 0
+    assert completed > 0.9 * runs
 
 
 def test_the_main_job_shows_its_runs_on_a_terminal() -> None:

@@ -1,0 +1,142 @@
+"""A runtime inside a web application: entered with it, and drained while the application's own resources are there."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import pytest
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from asynctask import Runtime, flow, task
+from asynctask.stores.memory import MemoryStore
+
+Endpoints = dict[str, Callable[..., Any]]
+
+
+def starlette(lifespan: Any, endpoints: Endpoints) -> Starlette:
+    def of(endpoint: Callable[..., Any]) -> Callable[..., Any]:
+        if getattr(endpoint, "is_sync", False):
+
+            def sync_answer(request: Request) -> JSONResponse:
+                return JSONResponse(endpoint())
+
+            return sync_answer
+
+        async def answer(request: Request) -> JSONResponse:
+            return JSONResponse(await endpoint())
+
+        return answer
+
+    return Starlette(routes=[Route(path, of(endpoint)) for path, endpoint in endpoints.items()], lifespan=lifespan)
+
+
+def fastapi(lifespan: Any, endpoints: Endpoints) -> FastAPI:
+    app = FastAPI(lifespan=lifespan)
+    for path, endpoint in endpoints.items():
+        app.get(path)(endpoint)
+    return app
+
+
+frameworks = pytest.mark.parametrize("make", [starlette, fastapi], ids=["starlette", "fastapi"])
+backends = pytest.mark.parametrize("backend", ["asyncio", "trio"])
+
+
+@frameworks
+@backends
+def test_tasks_that_drain_still_have_what_the_application_opened(make, backend):
+    log: list[str] = []
+    rt = Runtime(store=MemoryStore())
+
+    @asynccontextmanager
+    async def own(app: Any) -> AsyncIterator[dict[str, Any]]:
+        log.append("opened")
+        yield {"pool": "a pool"}
+        log.append("closed")
+
+    @task
+    async def work() -> None:
+        await anyio.sleep(0.02)
+        log.append(f"worked, {rt.is_closing=}")
+
+    async def start() -> str:
+        work.submit()
+        return "started"
+
+    app = make(rt.lifespan(own), {"/start": start})
+    with TestClient(app, backend=backend) as client:
+        assert client.app_state["pool"] == "a pool"  # what `own` yields is passed on
+        assert client.get("/start").json() == "started"
+        assert len(rt.runs) == 1
+    assert log == ["opened", "worked, rt.is_closing=True", "closed"]
+    assert rt.is_closed
+
+
+@frameworks
+@backends
+def test_handlers_await_tasks_and_flows_of_the_runtime_in_the_lifespan(make, backend):
+    rt = Runtime(store=MemoryStore(), name="app")
+
+    @task
+    async def double(x: int) -> int:
+        return x * 2
+
+    @task
+    def triple(x: int) -> int:
+        return x * 3
+
+    @flow
+    def both(x: int) -> list[int]:
+        return [double.submit(x).result(timeout=5), triple.submit(x).result(timeout=5)]
+
+    async def asynchronous() -> list[Any]:
+        assert all(run.task_name != "gone" for run in rt.runs)
+        return [await double(1), await double.submit(2), await triple.submit(3), both(4)]
+
+    def synchronous() -> list[Any]:  # in a thread of the server's
+        return [double.submit(1).result(timeout=5), triple(2), both(3)]
+
+    synchronous.is_sync = True  # type: ignore[attr-defined]
+    app = make(rt.lifespan, {"/async": asynchronous, "/sync": synchronous})
+    with TestClient(app, backend=backend) as client:
+        for _ in range(2):
+            assert client.get("/async").json() == [2, 4, 9, [8, 12]]
+            assert client.get("/sync").json() == [2, 6, [6, 9]]
+    assert rt.is_closed
+    assert rt.runs == []
+
+
+@backends
+def test_an_application_can_be_started_again_with_the_same_runtime(backend):
+    rt = Runtime(store=MemoryStore())
+
+    @task
+    async def one() -> int:
+        return 1
+
+    async def answer() -> int:
+        return await one.submit()
+
+    app = fastapi(rt.lifespan, {"/": answer})
+    for _ in range(2):
+        with TestClient(app, backend=backend) as client:
+            assert client.get("/").json() == 1
+
+
+@backends
+def test_an_application_that_fails_to_start_leaves_nothing_behind(backend):
+    rt = Runtime(store=MemoryStore())
+
+    @asynccontextmanager
+    async def own(app: Any) -> AsyncIterator[None]:
+        raise RuntimeError("no database")
+        yield
+
+    with pytest.raises(RuntimeError, match="no database"), TestClient(Starlette(lifespan=rt.lifespan(own)), backend=backend):
+        pass
+    assert not rt.is_entered

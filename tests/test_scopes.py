@@ -1,0 +1,551 @@
+"""Runtimes: entering, closing, draining, what belongs to which, and what is left in memory."""
+
+import asyncio
+import gc
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import anyio.from_thread
+import anyio.lowlevel
+import pytest
+
+from asynctask import Runtime, State, TaskFuture, flow, get_client, task, temporary_settings
+from asynctask.errors import (
+    BlockingWaitError,
+    CancelledRun,
+    CrashedRun,
+    OptionError,
+    RuntimeClosedError,
+    RuntimeInUseError,
+)
+from asynctask.scopes import close_default
+from asynctask.stores.memory import MemoryStore
+
+
+@task
+async def double(x: int) -> int:
+    await anyio.sleep(0)
+    return x * 2
+
+
+@task
+def triple(x: int) -> int:
+    return x * 3
+
+
+@task
+async def forever() -> None:
+    await anyio.sleep(60)
+
+
+@task
+async def short() -> str:
+    await anyio.sleep(0.02)
+    return "done"
+
+
+def fresh(**options: Any) -> Runtime:
+    return Runtime(store=MemoryStore(), **options)
+
+
+async def until(holds: Callable[[], Any]) -> None:
+    with anyio.fail_after(5):
+        while not holds():
+            await anyio.sleep(0.001)
+
+
+def ids_in(runtime: Runtime) -> set[Any]:
+    return {run.id for run in runtime.runs}
+
+
+# -- which runtime -------------------------------------------------------------------------------------------------
+
+
+async def test_runs_belong_to_the_runtime_entered_last_in_this_context():
+    async with fresh(name="outer") as outer:
+        first = forever.submit()
+        async with fresh(name="inner") as inner:
+            second = forever.submit()
+            assert (ids_in(outer), ids_in(inner)) == ({first.task_run_id}, {second.task_run_id})
+            second.cancel()
+            await second.wait_async()
+        third = forever.submit()
+        assert ids_in(outer) == {first.task_run_id, third.task_run_id}
+        for future in (first, third):
+            future.cancel()
+
+
+async def test_a_runtime_entered_inside_a_run_is_used_in_that_block_only():
+    @task
+    async def own_runtime() -> list[int]:
+        async with fresh() as rt:
+            inside = double.submit(1)
+            counts = [len(rt.runs)]
+            await inside
+        counts.append(await double.submit(2))
+        return counts
+
+    async with fresh():
+        assert await own_runtime.submit() == [1, 4]
+
+
+async def test_a_thread_without_the_context_uses_the_runtime_entered_last_in_the_process():
+    got: list[Any] = []
+
+    def in_thread() -> None:  # threading.Thread copies no context
+        future = double.submit(4)
+        got.extend([future.run.journal is rt.journal, future.result(timeout=5)])
+
+    async with fresh() as rt:
+        thread = threading.Thread(target=in_thread)
+        thread.start()
+        await anyio.to_thread.run_sync(thread.join)
+    assert got == [True, 8]
+
+
+def test_without_a_runtime_a_default_one_opens_and_can_be_closed():
+    before = threading.active_count()
+    future = double.submit(1)
+    assert future.result() == 2
+    assert threading.active_count() > before
+    close_default()
+    assert threading.active_count() == before
+    assert double.submit(1).result() == 2  # the next use opens another
+
+
+def test_fifty_threads_at_once_open_one_default_runtime_and_get_their_own_results():
+    together = threading.Barrier(50)
+    got: list[list[int]] = []
+
+    def work(number: int) -> None:
+        together.wait(10)
+        futures = [(double if n % 2 else triple).submit(n) for n in range(number, number + 10)]
+        got.append([future.result(timeout=20) - n * (2 if n % 2 else 3) for n, future in enumerate(futures, number)])
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert got == [[0] * 10] * 50
+    assert sum("-loop-" in thread.name for thread in threading.enumerate()) == 1
+
+
+async def test_ten_thousand_submits_at_once():
+    async with fresh() as rt:
+        futures = double.map(range(10_000))
+        assert await futures == [n * 2 for n in range(10_000)]
+        assert rt.runs == []
+
+
+# -- entering and leaving ------------------------------------------------------------------------------------------
+
+
+async def test_leaving_waits_for_what_runs():
+    async with fresh():
+        futures = [short.submit(), triple.submit(1)]
+    assert [future.result() for future in futures] == ["done", 3]
+
+
+async def test_what_does_not_end_within_the_shutdown_timeout_is_cancelled():
+    async with fresh(shutdown_timeout=0.05):
+        good, slow = short.submit(), forever.submit()
+    assert good.result() == "done"
+    with pytest.raises(CancelledRun, match=r"did not end within 0\.05 s"):
+        slow.result()
+
+
+async def test_the_shutdown_timeout_comes_from_the_settings():
+    with temporary_settings(shutdown_timeout=0.01):
+        async with fresh():
+            slow = forever.submit()
+    assert slow.state.is_cancelled()
+
+
+async def test_a_block_left_by_an_exception_cancels_what_runs():
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="of the block"):
+        async with fresh():
+            futures = [forever.submit(), short.submit()]
+            raise ValueError("of the block")
+    assert all(future.state.is_cancelled() for future in futures)
+    assert time.monotonic() - start < 5
+
+
+async def test_runs_that_drain_may_still_start_runs():
+    @task
+    async def parent() -> int:
+        await anyio.sleep(0.01)
+        return await double.submit(2) + sum(await double.map([1, 1]))
+
+    async with fresh():
+        future = parent.submit()
+    assert future.result() == 8
+
+
+async def test_nothing_new_is_taken_while_it_drains():
+    rt = fresh()
+    future = None
+    async with anyio.create_task_group() as group:
+
+        async def closing() -> None:
+            nonlocal future
+            async with rt:
+                future = short.submit()
+
+        group.start_soon(closing)
+        await until(lambda: rt.is_closing)
+        async with fresh():  # so that it is `rt` that refuses, and not that there is none
+            pass
+        with pytest.raises(RuntimeClosedError, match="closed"):
+            rt.root.submit(future.run)  # type: ignore[union-attr]
+    assert rt.is_closed
+
+
+async def test_cancelled_while_it_drains_it_cancels_what_runs_and_closes():
+    rt = fresh(shutdown_timeout=60)
+    futures: list[TaskFuture[None]] = []
+    start = time.monotonic()
+    async with anyio.create_task_group() as group:
+
+        async def main() -> None:
+            async with rt:
+                futures.append(forever.submit())
+
+        group.start_soon(main)
+        await until(lambda: rt.is_closing)
+        group.cancel_scope.cancel()
+    assert rt.is_closed
+    assert futures[0].state.is_cancelled()
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.asyncio
+async def test_cancelled_again_and_again_by_asyncio_it_still_closes():
+    rt = fresh(shutdown_timeout=60)
+    release = asyncio.Event()
+
+    @task
+    async def slow_to_stop() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await release.wait()
+
+    async def main() -> None:
+        async with rt:
+            slow_to_stop.submit()
+
+    outer = asyncio.create_task(main())
+    await until(lambda: rt.is_closing)
+    for _ in range(3):
+        outer.cancel()
+        await asyncio.sleep(0.01)
+    with pytest.raises(asyncio.CancelledError):
+        await outer
+    assert rt.is_closed
+    assert rt.runs == []
+    release.set()
+
+
+async def test_closing_twice_is_closing_once():
+    rt = fresh()
+    async with rt:
+        future = short.submit()
+        await rt.aclose()
+        assert future.done()
+        await rt.aclose()
+    await rt.aclose()
+    rt.close()
+    assert rt.is_closed
+
+
+async def test_a_closed_runtime_refuses_work_and_says_what_to_do():
+    async with fresh(name="mine") as rt:
+        await rt.aclose()
+        for use in (lambda: double.submit(1), lambda: triple(1), lambda: double(1), lambda: triple.map([1]), get_client):
+            with pytest.raises(RuntimeClosedError, match=r"'mine' is closed.*async with Runtime"):
+                use()
+
+
+async def test_a_runtime_can_be_entered_again_after_it_was_left():
+    rt = fresh()
+    for _ in range(3):
+        async with rt:
+            assert await double.submit(1) == 2
+            assert await triple.submit(1) == 3
+        assert rt.is_closed
+
+
+async def test_a_runtime_cannot_be_entered_twice_nor_on_two_loops():
+    async def enter() -> None:
+        async with rt:
+            pass
+
+    async with fresh(name="mine") as rt:
+        with pytest.raises(RuntimeInUseError, match="'mine'"):
+            await enter()
+        with pytest.raises(RuntimeInUseError, match="'mine'"):
+            await anyio.to_thread.run_sync(anyio.run, enter)
+        assert await double.submit(1) == 2  # and it still works
+
+
+async def test_the_blocking_close_refuses_to_wait_on_the_loop_of_its_runs():
+    async with fresh() as rt:
+        future = short.submit()
+        with pytest.raises(BlockingWaitError, match="aclose"):
+            rt.close()
+        assert await future == "done"
+
+
+def test_a_wrong_shutdown_timeout_and_an_unknown_store_are_refused():
+    with pytest.raises(OptionError, match="shutdown_timeout"):
+        Runtime(shutdown_timeout=-1)
+    with pytest.raises(OptionError, match="memory://"):
+        Runtime(store="redis://x")
+
+
+async def test_closing_joins_the_threads():
+    before = set(threading.enumerate())
+    async with fresh():
+        await triple.map(range(5))
+        started = [thread for thread in threading.enumerate() if thread.name.startswith("asynctask-worker")]
+        assert started
+    assert not any(thread.is_alive() for thread in started)
+    assert not {thread for thread in threading.enumerate() if thread.name.startswith("asynctask")} - before
+
+
+async def test_a_body_stuck_in_its_thread_does_not_keep_the_runtime_from_closing():
+    gate, started = threading.Event(), threading.Event()
+
+    @task
+    def stuck() -> None:
+        started.set()
+        for _ in range(2):
+            time.sleep(0)
+        blocked_in_c(gate)
+
+    async with fresh(shutdown_timeout=0.01) as rt:
+        future = stuck.submit()
+        await until(started.is_set)
+        start = time.monotonic()
+    assert time.monotonic() - start < 3
+    assert future.state.is_cancelled()
+    assert len(rt.abandoned_threads) == 1
+    gate.set()
+    await until(lambda: not rt.abandoned_threads)
+
+
+def blocked_in_c(gate: threading.Event) -> None:
+    lock = threading.Lock()
+    with lock:
+        threading.Thread(target=lambda: (gate.wait(10), lock.release())).start()
+        lock.acquire()
+
+
+@pytest.mark.asyncio
+async def test_a_run_that_will_not_stop_is_given_up_as_crashed(monkeypatch, caplog):
+    monkeypatch.setattr("asynctask.scopes.LAST_SECONDS", 0.02)
+    stop = False
+
+    @task
+    async def stubborn() -> None:
+        while not stop:
+            try:
+                await asyncio.sleep(0.001)
+            except asyncio.CancelledError:
+                pass
+
+    async with fresh(shutdown_timeout=0.01):
+        future = stubborn.submit()
+    with pytest.raises(CrashedRun, match="would not stop"):
+        future.result()
+    assert "given up" in caplog.text
+    stop = True
+
+
+# -- loops that end under runs -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_run_whose_loop_ends_under_it_crashes(backend):
+    futures: list[TaskFuture[None]] = []
+
+    async def main() -> None:
+        futures.append(forever.submit())
+        await until(lambda: futures[0].state.is_running())
+        futures.append(forever.submit())  # has not begun
+
+    anyio.run(main, backend=backend)
+    for future in futures:
+        state = future.wait(5)
+        assert state is not None
+        assert state.is_crashed()
+        with pytest.raises(CrashedRun, match="event loop"):
+            future.result()
+
+
+@pytest.mark.allow_leak("log", reason="asyncio says that the user's loop was closed with tasks pending")
+def test_a_run_whose_loop_was_closed_without_ending_it_is_ended_by_its_runtime():
+    futures: list[TaskFuture[None]] = []
+
+    async def main() -> None:
+        futures.append(forever.submit())
+        await asyncio.sleep(0.01)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(main())
+    loop.close()
+    close_default()
+    assert futures[0].state.is_crashed()
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_runtime_outlives_a_second_loop_that_used_it(backend):
+    futures: list[TaskFuture[Any]] = []
+
+    async def second() -> None:
+        assert await double.submit(3) == 6
+        futures.append(forever.submit())
+
+    async def main() -> None:
+        async with fresh():
+            await anyio.to_thread.run_sync(lambda: anyio.run(second, backend=backend))
+            assert futures[0].state.is_crashed()
+            assert await double.submit(1) == 2
+
+    anyio.run(main)
+
+
+# -- what is alive, and what is left -------------------------------------------------------------------------------
+
+
+async def test_the_runs_under_way_are_listed_the_oldest_first():
+    async with fresh() as rt:
+        futures = [forever.submit() for _ in range(3)]
+        await until(lambda: all(future.state.is_running() for future in futures))
+
+        @task
+        def look() -> list[str]:
+            return [run.task_name for run in rt.runs]
+
+        assert look() == ["forever"] * 3 + ["look"]
+        assert [run.id for run in rt.runs] == [future.task_run_id for future in futures]
+        assert {run.state_name for run in rt.runs} == {"Running"}
+        assert "3 runs" in repr(rt)
+        for future in futures:
+            future.cancel()
+            await future.wait_async()
+        assert rt.runs == []
+
+
+class Big:
+    pass
+
+
+@task
+async def keep_async(value: Big) -> Big:
+    return value
+
+
+@task
+def keep_sync(value: Big) -> Big:
+    return value
+
+
+@task(retries=1)
+async def fail_with(value: Big) -> None:
+    raise ValueError(value)
+
+
+@flow
+async def keep_in_flow(value: Big) -> None:
+    await keep_async.submit(value)
+    keep_sync.submit(value)
+
+
+@pytest.mark.parametrize("what", [keep_async, keep_sync, fail_with, keep_in_flow], ids=lambda what: what.name)
+@pytest.mark.parametrize("how", ["called", "submitted"])
+async def test_a_finished_run_leaves_memory_with_its_arguments_and_value_without_the_collector(what, how):
+    if what is keep_in_flow:
+        how = "called"
+
+    async def use(value: Big) -> None:
+        try:
+            if how == "submitted":
+                await what.submit(value)
+            elif what is keep_sync:
+                what(value)
+            else:
+                await what(value)
+        except ValueError:
+            pass
+
+    async with fresh() as rt:
+        big = Big()
+        dead = weakref.ref(big)
+        gc.collect()
+        gc.disable()
+        try:
+            await use(big)
+            del big
+            await until(lambda: dead() is None)
+        finally:
+            gc.enable()
+        assert rt.runs == []
+
+
+async def test_a_future_keeps_its_outcome_and_nothing_else_keeps_the_future():
+    async with fresh():
+        future = keep_async.submit(Big())
+        await future
+        gone = weakref.ref(future)
+        assert isinstance(future.result(), Big)
+        del future
+        assert gone() is None
+
+
+@pytest.mark.asyncio
+async def test_runs_that_nobody_holds_are_not_collected():
+    ended: list[int] = []
+
+    @task
+    async def work(number: int) -> None:
+        await asyncio.sleep(0.005)
+        ended.append(number)
+
+    async with fresh():
+        for number in range(20):
+            work.submit(number)
+        for _ in range(5):
+            gc.collect()
+            await asyncio.sleep(0)
+        await until(lambda: len(ended) == 20)
+
+
+def test_the_same_seed_gives_the_same_ids_but_for_their_time():
+    def some() -> list[int]:
+        async def main() -> list[int]:
+            async with fresh(source=random.Random(7)):
+                return [double.submit(n).task_run_id.int & (1 << 80) - 1 for n in range(3)]
+
+        return anyio.run(main)
+
+    assert some() == some()
+
+
+async def test_hooks_of_runs_cancelled_by_closing_are_waited_for():
+    seen: list[str] = []
+
+    async def note(task: Any, run: Any, state: State) -> None:
+        await anyio.sleep(0.01)
+        seen.append(state.name)
+
+    async with fresh(shutdown_timeout=0.01):
+        forever.with_options(on_cancellation=note).submit()
+    assert seen == ["Cancelled"]

@@ -1,0 +1,177 @@
+"""Whole programs: what becomes of runs when the program, its loop or its main function ends."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def script(tmp_path: Path):
+    """Runs a program in an interpreter of its own, with warnings as errors; its output, and what it complained of."""
+
+    def run(text: str) -> tuple[list[str], str]:
+        file = tmp_path / "program.py"
+        file.write_text(textwrap.dedent(text))
+        done = subprocess.run(
+            [sys.executable, "-W", "error", str(file)], cwd=tmp_path, capture_output=True, text=True, timeout=30
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines(), done.stderr
+
+    return run
+
+
+def test_a_script_whose_main_ends_with_work_submitted_finishes_the_work(script):
+    out, err = script(
+        """
+        import asyncio, time
+        from asynctask import task
+
+        @task
+        def sync_work():
+            time.sleep(0.1)
+            print("sync done", flush=True)
+            return 3
+
+        @task
+        async def async_work(x):
+            await asyncio.sleep(0.05)
+            print("async done", x, flush=True)
+
+        if __name__ == "__main__":
+            async_work.submit(sync_work.submit())
+            print("main ends", flush=True)
+        """
+    )
+    assert (out, err) == (["main ends", "sync done", "async done 3"], "")
+
+
+def test_a_script_that_fails_still_finishes_the_work_it_submitted(tmp_path):
+    text = """
+        import time
+        from asynctask import task
+
+        @task
+        def work():
+            time.sleep(0.05)
+            print("done", flush=True)
+
+        work.submit()
+        raise SystemExit(3)
+        """
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(text)],
+        cwd=tmp_path, capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (3, "done\n", "")
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_an_async_main_that_ends_with_work_submitted_crashes_it_without_a_warning(script, backend):
+    out, err = script(
+        f"""
+        import anyio
+        from asynctask import task
+
+        futures = []
+
+        @task(on_crashed=lambda task, run, state: print("told:", state.name))
+        async def work():
+            await anyio.sleep(60)
+
+        @task
+        def in_thread():
+            while True:
+                pass
+
+        async def main():
+            futures.append(work.submit())
+            futures.append(in_thread.submit())
+            await anyio.sleep(0.05)
+            futures.append(work.submit())
+
+        anyio.run(main, backend={backend!r})
+        print(*[future.wait(5).name for future in futures])
+        """
+    )
+    assert out[-1] == "Crashed Crashed Crashed"
+    assert out.count("told: Crashed") == 2
+    for word in ("Traceback", "never awaited", "destroyed", "never retrieved", "Warning"):
+        assert word not in err
+
+
+def test_a_runtime_in_an_async_main_finishes_the_work(script):
+    out, err = script(
+        """
+        import asyncio
+        from asynctask import Runtime, task
+
+        @task
+        async def work(x):
+            await asyncio.sleep(0.02)
+            print("done", x)
+
+        async def main():
+            async with Runtime():
+                work.map([1, 2])
+
+        asyncio.run(main())
+        """
+    )
+    assert (sorted(out), err) == (["done 1", "done 2"], "")
+
+
+def test_cells_of_a_notebook_share_a_loop_that_runs_all_the_time(script):
+    """Each cell is run by a loop that runs already; sync flows in it, work left to the next cell, top-level await."""
+    out, err = script(
+        """
+        import ast, asyncio, inspect
+
+        cells = [
+            '''
+from asynctask import flow, task
+import asyncio
+@task
+async def double(x):
+    await asyncio.sleep(0.01)
+    return x * 2
+@task
+def triple(x):
+    return x * 3
+@flow
+def both(x):
+    return [double.submit(x).result(), triple.submit(x).result(), double.map([1, 2]).result()]
+print(both(2))
+''',
+            "future = double.submit(21)",
+            "print(future.done() or await future)",
+            '''
+try:
+    double.submit(1).result()
+except RuntimeError as error:
+    print(type(error).__name__)
+''',
+            "print(both(3))",
+            "async def main(): return await double(5)\\nprint(await main())",
+        ]
+
+        async def kernel():
+            names = {"__name__": "__main__"}
+            for cell in cells:
+                code = compile(cell, "cell", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+                made = eval(code, names)
+                if inspect.isawaitable(made):
+                    await made
+                await asyncio.sleep(0)
+
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(kernel())
+        loop.run_until_complete(asyncio.sleep(0.05))
+        loop.close()
+        """
+    )
+    assert out == ["[4, 6, [2, 4]]", "42", "BlockingWaitError", "[6, 9, [2, 4]]", "10"]
+    assert err == ""
