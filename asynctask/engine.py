@@ -21,7 +21,7 @@ from . import retries
 from .errors import ConcurrencyLimitAborted, Interrupted, OptionError, UpstreamTaskError
 from .inputs import ATOMS, failed_upstream, fill, find, is_plain, lineage
 from .limits import Slots
-from .loops import begun, is_being_cancelled, is_cancellation
+from .loops import begun, is_being_cancelled, is_cancellation, was_cancelled_before
 from .runs import Run, current_run
 from .states import CANCELLED, COMPLETED, CRASHED, FAILED, PENDING, RUNNING, SCHEDULED, Outcome, State, aggregate
 from .waiting import GENERATORS, Port, timed_out
@@ -91,7 +91,7 @@ async def execute(run: Run, port: Port) -> Any:
         raise
     finally:
         run.settle()
-        if token is not None:  # also of a submitted run: a timer that was cancelled keeps its context until its time
+        if token is not None and not run.is_submitted:  # a submitted run has a context of its own
             leave_context(token)
         # Else: run -> its error -> the traceback -> this frame -> run, which only the collector would free. The token
         # leads to the context, and so to the run. Every frame between here and the body keeps the same rule.
@@ -389,6 +389,8 @@ async def after_failure(
     else:
         failed = Outcome(FAILED, "Failed", now, f"{type(error).__name__}: {text_of(error)}", error)
     remaining = retries.retries_allowed(options, is_flow=spec.is_flow) - attempt + 1
+    if remaining > 0 and (run.cancel_reason is not None or was_cancelled_before(error)):
+        may_retry = False  # it failed as it cleaned up: another attempt would outlive its own cancellation
     if may_retry and remaining > 0 and retries.is_retried(options, error) and await is_wanted(run, failed, port):
         delay = retries.delay_before(options, attempt, port.services.random, is_flow=spec.is_flow)
         text = f"{failed.message}; attempt {attempt + 1} of {attempt + remaining} starts in {delay:g} s"

@@ -123,6 +123,7 @@ async def enclosed(run: Run, port: Port) -> Any:
     finally:
         scope.close()
         run.inside = outer
+        del run  # the traceback of what the body raises leads to this frame; see `execute`
 
 
 async def returned(value: Any, port: Port) -> Any:

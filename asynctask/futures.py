@@ -326,8 +326,8 @@ class TaskFutureList(list[TaskFuture[R]]):
 
     async def _all_settled(self, raise_on_failure: bool) -> None:
         if not raise_on_failure:
-            for future in self:
-                await future.wait_async()
+            for each in self:
+                await each.wait_async()
             return
         future = None
         try:

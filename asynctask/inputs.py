@@ -1,8 +1,8 @@
 """Arguments that are not values yet: find the handles and states in them, put values in, spread `map`.
 
 Walks lists, tuples (named ones too), sets, dicts, dataclasses, msgspec structs, attrs classes and pydantic models,
-at any depth, cycles included, without recursion limits of its own beyond the interpreter's. A container is copied
-only if something in it changed, and keeps its type.
+at any depth (nothing here recurses), cycles included. A container is copied only if something in it changed, and keeps
+its type.
 """
 
 # It looks into values of every type, so what pyright does not know of them is no news.
@@ -107,8 +107,9 @@ def find(values: Iterable[Any]) -> Found:
                 found.required.append(value)
         elif isinstance(value, Mark):
             found.has_marks = True
-            if not isinstance(value, quote):
-                stack.append((value.value, allowed or isinstance(value, allow_failure)))
+            inner, allowed, is_closed = _unmark(value, allowed)
+            if not is_closed:
+                stack.append((inner, allowed))
         else:
             source = lineage.source(value)
             if source is not None:
@@ -150,37 +151,51 @@ def upstream_error(upstream: Run | State) -> UpstreamTaskError:
 
 def fill(value: Any) -> Any:
     """`value` with every handle and state in it replaced by its result; marks are taken off."""
-    return _fill(value, allowed=False, done={})
+    done: dict[int, Any] = {}
+    # A container is met twice: first it goes back below its children, and when they are done it is filled itself.
+    stack: list[tuple[Any, bool, list[Any] | None]] = [(value, False, None)]
+    while stack:
+        container, allowed, children = stack.pop()
+        if children is not None:
+            filled = [_filled(child, allowed, done) for child in children]
+            if any(new is not old for new, old in zip(filled, children, strict=True)):
+                done[_key(container, allowed)] = _rebuilt(container, children, filled)
+            continue
+        container, allowed, is_closed = _unmark(container, allowed)
+        if is_closed or container.__class__ in ATOMS or isinstance(container, (Handle, State)):
+            continue
+        key = _key(container, allowed)
+        children = _children(container)
+        if children and key not in done:
+            done[key] = container  # until it is filled; so a container inside itself stays as it is
+            stack.append((container, allowed, children))
+            stack.extend((child, allowed, None) for child in children if child.__class__ not in ATOMS)
+    return _filled(value, False, done)
 
 
-def _fill(value: Any, *, allowed: bool, done: dict[int, Any]) -> Any:
+def _filled(value: Any, allowed: bool, done: dict[int, Any]) -> Any:
+    """What takes the place of `value`, once the containers in it are `done`."""
     if value.__class__ in ATOMS:
+        return value
+    value, allowed, is_closed = _unmark(value, allowed)
+    if is_closed or value.__class__ in ATOMS:
         return value
     if isinstance(value, Handle):
         return value.run.state.result(raise_on_failure=not allowed)
     if isinstance(value, State):
         return value.result(raise_on_failure=not allowed)
-    if isinstance(value, quote):
-        return value.value
-    if isinstance(value, opaque):
-        inner = value.value
-        return _fill(inner, allowed=allowed, done=done) if isinstance(inner, (Handle, State, Mark)) else inner
-    if isinstance(value, Mark):
-        return _fill(value.value, allowed=allowed or isinstance(value, allow_failure), done=done)
-    children = _children(value)
-    key = _key(value, allowed)
-    if not children or key in done:
-        return done.get(key, value)
-    done[key] = value  # a container inside itself stays as it is
-    filled = [_fill(child, allowed=allowed, done=done) for child in children]
-    if any(new is not old for new, old in zip(filled, children, strict=True)):
-        try:
-            done[key] = _rebuilt(value, children, filled)
-        except Exception as error:  # a list for a key, a value that the class refuses: told apart from the body's own
-            raise TypeError(
-                f"a {type(value).__name__} among the arguments cannot hold the results of its upstream runs: {error!r}"
-            ) from error
-    return done[key]
+    return done.get(_key(value, allowed), value)
+
+
+def _unmark(value: Any, allowed: bool) -> tuple[Any, bool, bool]:
+    """Take the marks off: the value, whether failures in it are allowed, and whether it is to be passed as it is."""
+    while isinstance(value, Mark):
+        allowed = allowed or isinstance(value, allow_failure)
+        is_quoted, is_opaque = isinstance(value, quote), isinstance(value, opaque)
+        value = value.value
+        if is_quoted or (is_opaque and not isinstance(value, (Handle, State, Mark))):
+            return value, allowed, True
+    return value, allowed, False
 
 
 #: In the place of a field that was never set.
@@ -229,6 +244,15 @@ def _is_pydantic(value: Any) -> bool:
 
 def _rebuilt(value: Any, children: list[Any], filled: list[Any]) -> Any:
     """A container like `value` that holds `filled` in place of `children`."""
+    try:
+        return _copy_with(value, children, filled)
+    except Exception as error:  # a list for a key, a value that the class refuses: told apart from the body's own
+        raise TypeError(
+            f"a {type(value).__name__} among the arguments cannot hold the results of its upstream runs: {error!r}"
+        ) from error
+
+
+def _copy_with(value: Any, children: list[Any], filled: list[Any]) -> Any:
     kind: Any = type(value)
     if kind is list or kind is tuple or kind is set or kind is frozenset:
         return kind(filled)

@@ -410,8 +410,8 @@ def summary_table(summaries: list[TaskSummary], elapsed: float, width: int) -> T
             del columns[rare]
     title = f"{sum(one.runs for one in summaries):,} runs in {shown_seconds(elapsed)}"
     table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    taken = sum(2 + max(map(len, (heading, *cells))) for heading, cells in columns.items())
-    table.add_column("task", no_wrap=True, overflow="ellipsis", max_width=max(8, width - taken - 4))
+    taken = sum(2 + max([len(heading), *(len(cell) for cell in cells)]) for heading, cells in columns.items())
+    table.add_column("task", no_wrap=True, overflow="ellipsis", max_width=max(6, width - taken - 4))
     for heading in columns:
         table.add_column(heading, justify="right", no_wrap=True)
     for row, one in enumerate(summaries):

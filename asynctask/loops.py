@@ -9,12 +9,13 @@
 from __future__ import annotations
 
 import contextvars
+import math
 import sys
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator
 from contextvars import Context
-from types import CoroutineType, coroutine
+from types import CoroutineType, FrameType, coroutine
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import anyio
@@ -292,9 +293,34 @@ def is_cancellation(error: BaseException) -> bool:
 def is_being_cancelled() -> bool:
     """Whether the current task was really asked to stop, rather than only having seen a CancelledError."""
     if _asyncio_running() is None:
-        return True  # trio's Cancelled cannot be raised by hand
+        trio = sys.modules.get("trio")
+        return bool(trio and trio.lowlevel.in_trio_task() and trio.current_effective_deadline() == -math.inf)
     task = sys.modules["asyncio"].current_task()
     return task is not None and task.cancelling() > 0
+
+
+def was_cancelled_before(error: BaseException) -> bool:
+    """Whether `error` was raised by code that was being cancelled, in place of the cancellation: in a `finally`, say.
+
+    That alone is not enough: the code may clean up after somebody else's cancellation, which is its right. So the
+    cancellation must have come through one of the frames that `error` came through.
+    """
+    frames = set(_frames(error))
+    cause = error.__context__
+    for _ in range(100):  # a chain made by hand may be a ring
+        if cause is None:
+            return False
+        if is_cancellation(cause) and not frames.isdisjoint(_frames(cause)):
+            return is_being_cancelled()
+        cause = cause.__context__
+    return False
+
+
+def _frames(error: BaseException) -> Generator[FrameType, None, None]:
+    trace = error.__traceback__
+    while trace is not None:
+        yield trace.tb_frame
+        trace = trace.tb_next
 
 
 def _asyncio_running() -> asyncio.AbstractEventLoop | None:

@@ -306,13 +306,13 @@ class Run(Trace, eq=False, gc=True, weakref=True):
             return
         self.is_settled = True
         journal = self.journal
-        journal.live.pop(self.number, None)
-        journal.keep(
+        journal.keep(  # before it leaves `live`, so that who looks meanwhile finds it in one of the two
             Trace(
                 self.spec, self.number, self.states, self.tags, self.parent_number, self.flow_number,
                 self.given_name, self.upstream,
             )
         )  # fmt: skip
+        journal.live.pop(self.number, None)
         if self.is_submitted:
             self.inside.forget(self)
             self.child = None

@@ -219,13 +219,16 @@ class TaskDefinition(Definition[P]):
         return self._with(cast("dict[str, Any]", options))
 
     def _submit(self, args: tuple[Any, ...], kwargs: dict[str, Any], wait_for: object) -> TaskFuture[Any]:
+        return_state = kwargs.pop("return_state", False) if kwargs else False
         run = self._new_run(args, kwargs)
         if wait_for is not None:
             run.wait_for = self._checked_wait_for(wait_for)
         scope: Scope = run.inside
-        return scope.submit(run)
+        future = scope.submit(run)
+        return cast("Any", future.wait()) if return_state else future
 
     def _map(self, args: tuple[Any, ...], kwargs: dict[str, Any], wait_for: object) -> TaskFutureList[Any]:
+        return_state = kwargs.pop("return_state", False)
         upstream = self._checked_wait_for(wait_for)  # once: an iterator serves every run
         for future in inputs.mapped_futures(args, kwargs):
             try:
@@ -235,7 +238,8 @@ class TaskDefinition(Definition[P]):
                 raise BlockingWaitError(f"task {self.name!r}: map() over a future: {error}") from None
             upstream = (*upstream, allow_failure(future))  # so that each run knows where its element came from
         calls = inputs.spread(self.name, args, kwargs)
-        return TaskFutureList(self._submit(*call, upstream) for call in calls)
+        futures = TaskFutureList(self._submit(*call, upstream) for call in calls)
+        return cast("Any", futures.wait()) if return_state else futures
 
     def _stream(
         self,
@@ -278,6 +282,7 @@ class Task(TaskDefinition[P], Generic[P, R]):
         """Start a run beside the caller, on a thread, and return its future at once.
 
         Futures and states among the arguments are waited for first; so is `wait_for`, without passing data.
+        `return_state=True` blocks until the run is over and gives its final `State`, for scripts that want it here too.
         """
         return self._submit(args, kwargs, wait_for)
 

@@ -28,7 +28,7 @@ from . import loops
 from .errors import AsyncTaskError, BlockingWaitError, Interrupted, TaskTimeoutError
 from .limits import Limits, Slots
 from .options import Hook
-from .runs import Run, Yielded
+from .runs import Run, Yielded, current_run
 from .settings import settings
 from .states import State
 
@@ -165,7 +165,7 @@ class Loop:
         return body if spec.options.timeout is None else self._call_in_time(run, body, spec.options.timeout)
 
     async def _call_in_time(self, run: Run, body: Awaitable[Any], timeout: float) -> Any:
-        with anyio.move_on_after(timeout):
+        with in_time(timeout):
             return await body
         raise timed_out(run)
 
@@ -185,7 +185,7 @@ class Loop:
             else:
                 # Waiting for a free thread is not part of the attempt, so the time counts from the body's start.
                 await started.wait()
-                with anyio.move_on_after(timeout):
+                with in_time(timeout):
                     await ended.wait()
                 if not future.done():
                     self._interrupt(body)
@@ -228,14 +228,20 @@ class Loop:
         return group.is_empty()
 
     async def until_empty_shielded(self, group: Group) -> None:
+        later: BaseException | None = None
         while not group.is_empty():
             # anyio's shield does not keep out a native `asyncio.Task.cancel()`; whoever cancels twice waits as well,
-            # as in asyncio.TaskGroup. The first cancellation goes on afterwards.
+            # as in asyncio.TaskGroup. The cancellation goes on afterwards: the flow may be ending for another reason.
             try:
                 with anyio.CancelScope(shield=True):
                     await self._empty(group)
-            except anyio.get_cancelled_exc_class():  # deliberate: asked again until the group is empty
-                continue
+            except anyio.get_cancelled_exc_class() as error:  # deliberate: raised once the group is empty
+                later = error
+        if later is not None:
+            try:
+                raise later
+            finally:
+                del later  # its traceback leads here
 
     async def _empty(self, group: Group) -> None:
         waker = loops.here().waker()
@@ -284,9 +290,32 @@ class Loop:
     async def step(self, run: Run, step: Callable[[], Any], left: float | None) -> Any:
         if left is None:
             return await step()
-        with anyio.move_on_after(left):
+        with in_time(left):
             return await step()
         raise timed_out(run)
+
+
+class in_time:
+    """`anyio.move_on_after`, for the code of a run.
+
+    A timer of asyncio has a copy of the context in which it was made, and may be kept, though it is cancelled, until
+    its time comes; so it is made in a context that does not lead to the run and its value.
+    """
+
+    __slots__ = ("_scope",)
+
+    def __init__(self, seconds: float) -> None:
+        self._scope = anyio.move_on_after(seconds)
+
+    def __enter__(self) -> None:
+        token = current_run.set(None)
+        try:
+            self._scope.__enter__()
+        finally:
+            current_run.reset(token)
+
+    def __exit__(self, *error: Any) -> bool:
+        return self._scope.__exit__(*error)
 
 
 class Blocking:
@@ -566,6 +595,7 @@ class Body:
             on_end, self._on_end = self._on_end, None
         if self._watch is not None:
             self._watch.cancel()
+            self._watch = None
         if self._lent is not None:
             self._lent.take_back()
             self._lent = None

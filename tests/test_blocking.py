@@ -197,7 +197,7 @@ async def test_the_code_of_a_thread_is_not_told_that_the_loop_of_its_caller_runs
     """anyio keeps the running library's name in the context, which a body in a thread inherits."""
 
     async def inner() -> str:
-        await anyio.sleep(0)  # noqa: ASYNC115
+        await anyio.sleep(0)
         return threading.current_thread().name
 
     @task
@@ -211,7 +211,7 @@ async def test_async_hooks_of_an_inline_call_run_on_a_loop_of_the_same_kind() ->
     seen: list[Any] = []
 
     async def hook(task: Any, run: Any, state: Any) -> None:
-        await anyio.sleep(0)  # noqa: ASYNC115
+        await anyio.sleep(0)
         seen.append((run.name, state.name))
 
     @task(on_running=hook, on_completion=hook)

@@ -139,6 +139,24 @@ async def test_runs_under_way_are_counted_as_they_are() -> None:
             assert counts(view) == {"holds": {"completed": 3}}
 
 
+def test_a_run_whose_hooks_are_at_work_is_counted_once(private: VirtualClock) -> None:
+    release, hooked = threading.Event(), threading.Event()
+    works = task(lambda: 1, name="works")
+
+    @works.on_completion
+    def linger(*_: object) -> None:
+        hooked.set()
+        release.wait(timeout=10)
+
+    with live(console=plain()) as view:
+        thread = threading.Thread(target=works)
+        thread.start()
+        assert hooked.wait(timeout=10)
+        assert counts(view) == {"works": {"completed": 1}}
+        release.set()
+        thread.join(timeout=10)
+
+
 async def until(holds: Callable[[], bool]) -> None:
     with anyio.fail_after(10):
         while not holds():
@@ -470,6 +488,7 @@ def test_a_terminal_that_goes_away_changes_nothing_for_the_runs(
     console = Screen(file=file, force_terminal=True, width=80, height=24)
     release = threading.Event()
     waits = task(lambda: release.wait(timeout=10), name="waits")
+    standard_error = sys.stderr
     with live(console=console) as view:
         os.close(reading)
         if kind == "closed":
@@ -479,6 +498,7 @@ def test_a_terminal_that_goes_away_changes_nothing_for_the_runs(
                 pass
         future = waits.submit()
         wait_for_log(caplog, "cannot be drawn")
+        assert until_true(lambda: sys.stderr is standard_error), "what is printed no longer goes through the view"
         release.set()
         assert future.result(timeout=10) is True
     assert counts(view) == {"waits": {"completed": 1}}
@@ -490,10 +510,17 @@ def test_a_terminal_that_goes_away_changes_nothing_for_the_runs(
 
 
 def wait_for_log(caplog: pytest.LogCaptureFixture, text: str) -> None:
-    end = time.monotonic() + 10
-    while text not in caplog.text:
-        assert time.monotonic() < end, caplog.text
+    assert until_true(lambda: text in caplog.text), caplog.text
+
+
+def until_true(holds: Callable[[], bool], seconds: float = 10) -> bool:
+    """Whether it holds at some time within `seconds`."""
+    end = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > end:
+            return False
         time.sleep(0.01)
+    return True
 
 
 def test_finished_runs_are_not_kept_alive_by_a_view(private: VirtualClock) -> None:
@@ -509,11 +536,7 @@ def test_finished_runs_are_not_kept_alive_by_a_view(private: VirtualClock) -> No
     with live(console=plain()):
         takes(big)
         del big
-        end = time.monotonic() + 10
-        while gone() is not None:
-            assert time.monotonic() < end
-            gc.collect()
-            time.sleep(0.01)
+        assert until_true(lambda: gc.collect() >= 0 and gone() is None)
 
 
 def test_observers_are_told_of_ends_only(private: VirtualClock) -> None:

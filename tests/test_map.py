@@ -158,7 +158,7 @@ def test_futures_inside_the_elements_are_resolved() -> None:
 
 
 def test_mapping_over_a_future_that_failed_raises_naming_it() -> None:
-    with pytest.raises(UpstreamTaskError, match="upstream run 'fail-.*' ended Failed") as caught:
+    with pytest.raises(UpstreamTaskError, match=r"upstream run 'fail-.*' ended Failed") as caught:
         pair.map(fail.submit())
     assert isinstance(caught.value.__cause__, LookupError)
     with pytest.raises(UpstreamTaskError, match="ended Failed"):

@@ -128,32 +128,32 @@ def test_cells_of_a_notebook_share_a_loop_that_runs_all_the_time(script):
     """Each cell is run by a loop that runs already; sync flows in it, work left to the next cell, top-level await."""
     out, err = script(
         """
-        import ast, asyncio, inspect
+        import ast, asyncio, inspect, textwrap
 
         cells = [
             '''
-from asynctask import flow, task
-import asyncio
-@task
-async def double(x):
-    await asyncio.sleep(0.01)
-    return x * 2
-@task
-def triple(x):
-    return x * 3
-@flow
-def both(x):
-    return [double.submit(x).result(), triple.submit(x).result(), double.map([1, 2]).result()]
-print(both(2))
-''',
+                from asynctask import flow, task
+                import asyncio
+                @task
+                async def double(x):
+                    await asyncio.sleep(0.01)
+                    return x * 2
+                @task
+                def triple(x):
+                    return x * 3
+                @flow
+                def both(x):
+                    return [double.submit(x).result(), triple.submit(x).result(), double.map([1, 2]).result()]
+                print(both(2))
+                ''',
             "future = double.submit(21)",
             "print(future.done() or await future)",
             '''
-try:
-    double.submit(1).result()
-except RuntimeError as error:
-    print(type(error).__name__)
-''',
+                try:
+                    double.submit(1).result()
+                except RuntimeError as error:
+                    print(type(error).__name__)
+                ''',
             "print(both(3))",
             "async def main(): return await double(5)\\nprint(await main())",
         ]
@@ -161,7 +161,7 @@ except RuntimeError as error:
         async def kernel():
             names = {"__name__": "__main__"}
             for cell in cells:
-                code = compile(cell, "cell", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+                code = compile(textwrap.dedent(cell), "cell", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
                 made = eval(code, names)
                 if inspect.isawaitable(made):
                     await made

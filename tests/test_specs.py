@@ -60,7 +60,7 @@ def test_reserved_parameter_names_are_refused_at_definition(fn: Any, name: str, 
 
 
 def test_reserved_parameter_names_are_refused_by_flows_too() -> None:
-    with pytest.raises(ReservedArgumentError, match="flow 'wait_for_first': .*'wait_for'"):
+    with pytest.raises(ReservedArgumentError, match=r"flow 'wait_for_first': .*'wait_for'"):
         flow(wait_for_first)
 
 

@@ -387,7 +387,7 @@ def test_a_direct_call_stuck_in_c_raises_as_soon_as_python_runs_again() -> None:
 async def test_a_direct_sync_call_on_a_loop_is_interrupted_too() -> None:
     with temporary_settings(blocking_warning_seconds=LONG), pytest.raises(TaskTimeoutError):
         task(timeout_seconds=0.05)(spin)()
-    await anyio.sleep(0)  # noqa: ASYNC115
+    await anyio.sleep(0)
 
 
 def test_a_timeout_bounds_each_attempt_anew() -> None:

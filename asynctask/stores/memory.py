@@ -75,7 +75,9 @@ class MemoryStore:
         )
 
     def _newest_first(self) -> list[Trace]:
-        return sorted(self._traces(), key=lambda trace: trace.number, reverse=True)
+        # By number, because a run that ends during the look is among both the live and the ended ones.
+        traces = {trace.number: trace for trace in self._traces()}
+        return [traces[number] for number in sorted(traces, reverse=True)]
 
     def _traces(self) -> Iterator[Trace]:
         live = [run for journal in list(self._journals) for run in list(journal.live.values())]

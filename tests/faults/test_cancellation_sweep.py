@@ -216,7 +216,9 @@ async def on_asyncio(mode: str, k: int) -> bool:
         caller = asyncio.create_task(call())
         done, _ = await asyncio.wait({caller}, timeout=ENOUGH)
         assert done, f"hangs after a cancellation at suspension {k}"
-        return "cancelled" if caller.cancelled() else "error" if caller.exception() else "value"
+        outcome = "cancelled" if caller.cancelled() else "error" if caller.exception() else "value"
+        assert not fired or outcome == "cancelled", f"the cancellation was lost: the caller saw {outcome}"
+        return outcome
 
     await one_round(begin)
     return bool(fired)
@@ -236,6 +238,7 @@ async def on_trio(mode: str, k: int) -> bool:
             with anyio.move_on_after(ENOUGH) as limit:
                 await swept(flow(), k, fire)
         assert not limit.cancelled_caught, f"hangs after a cancellation at suspension {k}"
+        assert scope.cancelled_caught == bool(fired), "the cancellation was lost"
         return "cancelled" if scope.cancelled_caught else "value"
 
     await one_round(begin)

@@ -1,0 +1,278 @@
+"""Loggers of runs, `print` into them, and the log of transitions."""
+
+import builtins
+import io
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import anyio
+import pytest
+
+from asynctask import Runtime, flow, get_run_logger, task, temporary_settings
+from asynctask.runtime import flow_run, task_run
+from asynctask.stores.memory import MemoryStore
+
+RUNS = "asynctask.task_runs"
+FLOWS = "asynctask.flow_runs"
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.INFO, "asynctask")
+    return caplog
+
+
+def said(log: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
+    """What was logged at INFO: by which run or logger, and what."""
+    return [
+        (getattr(record, "task_name", record.name), record.getMessage())
+        for record in log.records
+        if record.levelno == logging.INFO
+    ]
+
+
+# -- get_run_logger ------------------------------------------------------------------------------------------------
+
+
+async def test_records_carry_the_ids_and_names_of_the_run_and_its_flow(log):
+    wanted: dict[str, Any] = {}
+
+    @task
+    async def work() -> None:
+        wanted.update(task_run_id=str(task_run.id), task_run_name=task_run.name, task_name="work")
+        get_run_logger(customer=7).info("hello %s", "world", extra={"more": 8})
+
+    @flow
+    async def parent() -> None:
+        wanted.update(flow_run_id=str(flow_run.id), flow_run_name=flow_run.name, flow_name="parent")
+        await work.submit()
+        get_run_logger().info("from the flow")
+
+    await parent()
+    of_task, of_flow = (record for record in log.records if record.levelno == logging.INFO)
+    assert (of_task.name, of_task.getMessage(), of_task.customer, of_task.more) == (RUNS, "hello world", 7, 8)
+    assert {name: getattr(of_task, name) for name in wanted} == wanted
+    assert (of_flow.name, of_flow.flow_run_id) == (FLOWS, wanted["flow_run_id"])
+
+
+async def test_the_logger_works_in_threads_generators_and_hooks(log):
+    @task
+    def in_thread() -> None:
+        get_run_logger().info("thread")
+
+    @task(on_completion=lambda task, run, state: get_run_logger().info("hook"))
+    def values() -> Iterator[int]:
+        get_run_logger().info("generator")
+        yield 1
+
+    async with Runtime(store=MemoryStore()):
+        await in_thread.submit()
+        assert list(values()) == [1]
+    assert said(log) == [("in_thread", "thread"), ("values", "generator"), ("values", "hook")]
+
+
+def test_outside_a_run_it_is_the_plain_logger(log):
+    get_run_logger(source="script").info("plain")
+    assert [(record.name, record.getMessage(), record.source) for record in log.records] == [
+        ("asynctask", "plain", "script")
+    ]
+
+
+# -- log_prints ----------------------------------------------------------------------------------------------------
+
+
+@task(log_prints=True)
+def printing(*values: Any, **options: Any) -> None:
+    print(*values, **options)
+
+
+def test_prints_go_to_the_log_of_the_run_and_not_to_the_terminal(log, capsys):
+    printing("a", 1, sep="-")
+    printing("to stderr", file=sys.stderr)
+    assert said(log) == [("printing", "a-1"), ("printing", "to stderr")]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_print_into_a_file_is_left_alone(log):
+    file = io.StringIO()
+    printing("kept", file=file, end="")
+    assert (file.getvalue(), said(log)) == ("kept", [])
+
+
+def test_outside_runs_and_in_tasks_that_did_not_ask_print_is_as_ever(log, capsys):
+    @task
+    def quiet() -> None:
+        print("as ever")
+
+    printing("logged")
+    quiet()
+    print("outside", 1, sep="|", end="!\n")
+    assert capsys.readouterr().out == "as ever\noutside|1!\n"
+    assert said(log) == [("printing", "logged")]
+
+
+def test_print_is_the_same_object_before_during_and_after_runs(log):
+    before = builtins.print
+    during: list[Any] = []
+
+    @task(log_prints=True)
+    def look() -> None:
+        during.append(builtins.print)
+
+    @flow(log_prints=True)
+    def parent() -> None:
+        futures = [look.submit() for _ in range(5)]
+        look()
+        for future in futures:
+            future.result()
+
+    parent()
+    assert all(one is before for one in [builtins.print, *during])
+
+
+def test_tasks_inherit_the_choice_of_their_flow_and_may_opt_out(log, capsys):
+    def body() -> None:
+        print(task_run.task_name)
+
+    inherits, opts_out = task(name="inherits")(body), task(name="opts out", log_prints=False)(body)
+
+    @flow(log_prints=True)
+    def outer() -> None:
+        inherits()
+        inherits.submit().result()
+        opts_out()
+        subflow()
+        quiet_subflow()
+
+    @flow
+    def subflow() -> None:
+        inherits()
+
+    @flow(log_prints=False)
+    def quiet_subflow() -> None:
+        inherits()
+
+    outer()
+    assert said(log) == [("inherits", "inherits")] * 3
+    assert capsys.readouterr().out == "opts out\ninherits\n"
+
+
+async def test_overlapping_runs_print_each_to_its_own_log_or_to_the_terminal(log, capsys):
+    together = threading.Barrier(2)
+
+    def body(name: str) -> None:
+        together.wait(5)
+        print(name)
+        together.wait(5)
+        print(name)
+
+    logged, shown = task(name="logged", log_prints=True)(body), task(name="shown")(body)
+    async with Runtime(store=MemoryStore()):
+        futures = [logged.submit("one"), shown.submit("two")]
+        for future in futures:
+            await future
+
+        @task(log_prints=True)
+        async def interleaved(name: str) -> None:
+            for _ in range(3):
+                print(name)
+                await anyio.sleep(0)
+
+        await interleaved.with_options(name="x").submit("x")
+        await interleaved.map(["a", "b"])
+    assert said(log).count(("logged", "one")) == 2
+    assert sorted(said(log)[2:]) == [("interleaved", "a")] * 3 + [("interleaved", "b")] * 3 + [("x", "x")] * 3
+    assert capsys.readouterr().out == "two\ntwo\n"
+
+
+def test_between_the_steps_of_a_generator_print_is_the_consumers(log, capsys):
+    @task(log_prints=True)
+    def values() -> Iterator[int]:
+        for number in range(2):
+            print("inside", number)
+            yield number
+
+    for number in values():
+        print("outside", number)
+    assert said(log) == [("values", "inside 0"), ("values", "inside 1")]
+    assert capsys.readouterr().out == "outside 0\noutside 1\n"
+
+
+def test_the_setting_is_the_default_for_tasks_that_do_not_say(log, capsys):
+    with temporary_settings(logging_log_prints=True):
+
+        @task
+        def by_setting() -> None:
+            print("logged")
+
+        by_setting()
+    by_setting()
+    assert (said(log), capsys.readouterr().out) == ([("by_setting", "logged")], "logged\n")
+
+
+@pytest.mark.parametrize("why", ["no handler", "level"])
+def test_a_print_that_no_log_would_show_is_shown_as_usual(why, capsys, monkeypatch):
+    if why == "no handler":
+        monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    else:
+        monkeypatch.setattr(logging.getLogger("asynctask"), "level", logging.WARNING)
+        logging.getLogger("asynctask")._cache.clear()  # type: ignore[attr-defined]
+    try:
+        printing("not lost")
+    finally:
+        logging.getLogger("asynctask")._cache.clear()  # type: ignore[attr-defined]
+    assert capsys.readouterr().out == "not lost\n"
+
+
+def test_a_broken_str_raises_in_the_body_as_in_any_print(log):
+    class Broken:
+        def __str__(self) -> str:
+            raise RuntimeError("cannot be shown")
+
+    with pytest.raises(RuntimeError, match="cannot be shown"):
+        printing(Broken())
+
+
+# -- transitions ---------------------------------------------------------------------------------------------------
+
+
+async def test_failures_are_logged_at_error_retries_at_warning_and_nothing_else_at_info(caplog):
+    caplog.set_level(logging.INFO, "asynctask")
+
+    @task(retries=1)
+    async def fails() -> None:
+        raise ValueError("no")
+
+    @task
+    async def works() -> None:
+        pass
+
+    async with Runtime(store=MemoryStore()):
+        await works()
+        await fails(return_state=True)
+    assert [(record.name, record.levelname) for record in caplog.records] == [(RUNS, "WARNING"), (RUNS, "ERROR")]
+    assert "AwaitingRetry" in caplog.records[0].getMessage()
+    assert "ValueError: no" in caplog.records[1].getMessage()
+    assert caplog.records[1].task_name == "fails"
+
+
+async def test_every_transition_is_logged_at_debug(caplog):
+    caplog.set_level(logging.DEBUG, "asynctask")
+
+    @task
+    async def works() -> None:
+        pass
+
+    @flow
+    async def parent() -> None:
+        await works()
+
+    async with Runtime(store=MemoryStore()):
+        await parent()
+    told = [(record.name, record.getMessage()) for record in caplog.records if record.levelno == logging.DEBUG]
+    assert [name for name, _ in told] == [FLOWS, RUNS, RUNS, FLOWS]
+    assert "is Running()" in told[1][1]
+    assert "finished in state Completed()" in told[2][1]

@@ -1,0 +1,257 @@
+"""Thread runners: how many threads, which of them, and what they know of the caller."""
+
+import contextvars
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import pytest
+
+import asynctask.runners
+from asynctask import Runtime, ThreadPoolTaskRunner, flow, task
+from asynctask.errors import OptionError
+from asynctask.runners import ThreadPool
+from asynctask.stores.memory import MemoryStore
+
+
+def fresh(workers: int | None = None) -> Runtime:
+    return Runtime(store=MemoryStore(), task_runner=None if workers is None else ThreadPoolTaskRunner(workers))
+
+
+async def until(holds: Callable[[], Any]) -> None:
+    with anyio.fail_after(5):
+        while not holds():
+            await anyio.sleep(0.001)
+
+
+@task
+def where() -> str:
+    return threading.current_thread().name
+
+
+async def test_at_most_max_workers_bodies_run_at_once_and_as_many_as_that():
+    together = threading.Barrier(3)
+    lock = threading.Lock()
+    now = most = 0
+
+    @task
+    def work() -> None:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        together.wait(5)  # breaks if fewer than three run at once
+        with lock:
+            now -= 1
+
+    async with fresh(3):
+        for future in [work.submit() for _ in range(12)]:
+            await future
+    assert most == 3
+
+
+async def test_calls_are_served_in_the_order_in_which_they_came():
+    order: list[int] = []
+    gate = threading.Event()
+
+    @task
+    def work(number: int) -> None:
+        gate.wait(5)
+        order.append(number)
+
+    async with fresh(1) as rt:
+        futures = []
+        for number in range(5):  # one by one: trio starts tasks of one moment in any order
+            futures.append(work.submit(number))
+            await until(lambda: futures[-1].state.is_running())
+        gate.set()
+        for future in futures:
+            await future
+        assert rt.abandoned_threads == []
+    assert order == list(range(5))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("width", [1, 3])
+async def test_tasks_that_submit_tasks_and_wait_for_them_never_stop_the_pool(workers, width):
+    @task
+    def nested(depth: int) -> int:
+        if depth == 0:
+            return 1
+        return sum(future.result(timeout=5) for future in [nested.submit(depth - 1) for _ in range(width)])
+
+    async with fresh(workers):
+        with anyio.fail_after(10):
+            assert await nested.submit(4) == width**4
+
+
+def test_nested_tasks_of_plain_code_never_stop_the_pool_either():
+    @task(task_runner=ThreadPoolTaskRunner(1))
+    def nested(depth: int) -> int:
+        return 0 if depth == 0 else nested.submit(depth - 1).result(timeout=5) + sum(nested.map([0, 0]).result(5)) + 1
+
+    assert nested.submit(5).result(timeout=10) == 5
+
+
+async def test_a_worker_that_waits_lends_its_place_and_the_pool_shrinks_again():
+    """With one worker, at most one body computes at a time, whatever the depth; idle threads go."""
+    lock = threading.Lock()
+    computing = most = 0
+
+    @task
+    def nested(depth: int) -> None:
+        nonlocal computing, most
+        if depth:
+            nested.submit(depth - 1).result(timeout=5)
+        with lock:
+            computing += 1
+            most = max(most, computing)
+        time.sleep(0.002)
+        with lock:
+            computing -= 1
+
+    async with fresh(1):
+        await nested.submit(6)
+        await until(lambda: workers() <= 1)
+        assert most <= 2  # a lender taking its place back overlaps for a moment with the one it lent it to
+
+
+def workers() -> int:
+    return sum(thread.name.startswith("asynctask-worker") for thread in threading.enumerate())
+
+
+def test_idle_threads_end(monkeypatch):
+    monkeypatch.setattr(asynctask.runners, "IDLE_SECONDS", 0.01)
+    pool = ThreadPool(4, "idle-test")
+    together = threading.Barrier(4)
+    for future in [pool.submit(together.wait, 5) for _ in range(4)]:
+        future.result(5)
+    deadline = time.monotonic() + 5
+    while any(thread.name.startswith("idle-test") for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    assert pool.submit(lambda: 3).result(5) == 3  # and it still works
+    pool.shutdown()
+
+
+def test_a_call_is_taken_by_another_idle_thread_when_the_one_woken_for_it_ends():
+    """Found by reading: the woken thread was one too many, ended, and the call waited five seconds for the next look."""
+    pool = ThreadPool(2, "shrink-test")
+    lent, back, busy = threading.Event(), threading.Event(), threading.Event()
+    finish = threading.Event()
+
+    def lender() -> None:
+        pool.lend()
+        lent.set()
+        back.wait(5)
+        pool.take_back()
+        busy.set()
+        finish.wait(10)
+
+    first = pool.submit(lender)
+    assert lent.wait(5)
+    together = threading.Barrier(2)
+    for future in [pool.submit(together.wait, 5) for _ in range(2)]:  # two more threads, which then idle
+        future.result(5)
+    back.set()
+    assert busy.wait(5)
+    start = time.monotonic()
+    assert pool.submit(lambda: "ran").result(10) == "ran"
+    assert time.monotonic() - start < 2
+    finish.set()
+    first.result(5)
+    pool.shutdown()
+
+
+async def test_the_runner_is_the_tasks_own_else_its_flows_else_the_runtimes():
+    of_task, of_flow, of_runtime = (Named(name) for name in ("of-task", "of-flow", "of-runtime"))
+
+    @flow
+    async def inner() -> list[str]:
+        return [await where.submit(), await where.with_options(task_runner=of_task).submit()]
+
+    @flow(task_runner=of_flow)
+    async def outer() -> list[str]:
+        return [await where.submit(), *await inner()]
+
+    async with Runtime(store=MemoryStore(), task_runner=of_runtime):
+        assert [await where.submit(), *await outer()] == ["of-runtime", "of-flow", "of-flow", "of-task"]
+    assert [runner.open for runner in (of_task, of_flow, of_runtime)] == [False] * 3  # closed with the runtime
+
+
+class Named(ThreadPoolTaskRunner):
+    """A runner whose threads are called `name`."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(2)
+        self.name = name
+        self.open = False
+
+    def executor(self) -> Any:
+        self.open = True
+        executor = super().executor()
+        name = self.name
+
+        class Naming:
+            def submit(self, call: Any, *args: Any) -> Any:
+                def named() -> Any:
+                    thread = threading.current_thread()
+                    before, thread.name = thread.name, name
+                    try:
+                        return call(*args)
+                    finally:
+                        thread.name = before
+
+                return executor.submit(named)
+
+        return Naming()
+
+    def close(self, timeout: float = 0.2) -> None:
+        self.open = False
+        super().close(timeout)
+
+
+async def test_context_variables_are_copied_in_and_not_out():
+    name: contextvars.ContextVar[str] = contextvars.ContextVar("name", default="unset")
+
+    @task
+    def read_and_write() -> str:
+        before = name.get()
+        name.set("changed in the thread")
+        return before
+
+    async with fresh(1):
+        name.set("of the caller")
+        assert [await read_and_write.submit() for _ in range(2)] == ["of the caller"] * 2
+        assert name.get() == "of the caller"
+
+
+async def test_a_runner_closed_by_one_runtime_serves_the_next():
+    runner = ThreadPoolTaskRunner(1)
+    for _ in range(2):
+        async with Runtime(store=MemoryStore(), task_runner=runner):
+            assert (await where.submit()).startswith("asynctask-worker")
+
+
+async def test_a_runtime_that_closes_does_not_drop_what_another_one_queued_on_the_same_runner():
+    runner, gate = ThreadPoolTaskRunner(1), threading.Event()
+
+    @task
+    def blocked() -> bool:
+        return gate.wait(5)
+
+    async with Runtime(store=MemoryStore(), task_runner=runner):
+        futures = [blocked.submit() for _ in range(3)]
+        await until(lambda: all(future.state.is_running() for future in futures))
+        async with Runtime(store=MemoryStore(), task_runner=runner):
+            pass
+        gate.set()
+        assert [await future for future in futures] == [True] * 3
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, True, "4"], ids=repr)
+def test_a_wrong_number_of_workers_is_refused(wrong):
+    with pytest.raises(OptionError, match="max_workers"):
+        ThreadPoolTaskRunner(wrong)
