@@ -6,6 +6,7 @@ import builtins
 import logging
 import sys
 from collections.abc import Mapping, MutableMapping
+from logging import INFO
 from typing import Any
 
 from .observers import flow_logger, log_fields, task_logger
@@ -55,8 +56,9 @@ def _routed_print(*values: object, **options: Any) -> None:
         _print(*values, **options)
         return
     logger = get_run_logger()
-    logger.info("%s", (options.get("sep") or " ").join(map(str, values)))
-    if not logger.hasHandlers():  # nobody listens to the log: a print that vanished would be worse
+    sep = options.get("sep")
+    logger.info("%s", (" " if sep is None else sep).join(map(str, values)))
+    if not (logger.isEnabledFor(INFO) and logger.hasHandlers()):  # nobody listens: a print that vanished would be worse
         _print(*values, **options)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
 from .errors import SettingsError
 
 PREFIX = "ASYNCTASK_"
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -26,7 +27,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     thread_pool_max_workers: int = 64
     shutdown_timeout: float = 30.0
     history_size: int = 10_000
-    logging_level: str = "INFO"
+    #: The level of the logger `asynctask`; None leaves it as Python's logging has it.
+    logging_level: str | None = None
     logging_log_prints: bool = False
 
 
@@ -44,7 +46,10 @@ def _file_values() -> dict[str, Any]:
             if path == "pyproject.toml":  # somebody else's file, perhaps in the middle of an edit
                 continue
             raise SettingsError(f"{os.path.abspath(path)} cannot be read: {error}") from error
-        values.update(content.get("tool", {}).get("asynctask", {}) if path == "pyproject.toml" else content)
+        found = content.get("tool", {}).get("asynctask", {}) if path == "pyproject.toml" else content
+        if not isinstance(found, dict):
+            raise SettingsError(f"{os.path.abspath(path)}: [tool.asynctask] must be a table, not {found!r}")
+        values.update(cast("dict[str, Any]", found))
     return values
 
 
@@ -77,11 +82,18 @@ def _checked(values: dict[str, Any]) -> Settings:
         except msgspec.ValidationError as error:
             raise SettingsError(f"setting {name!r} ({PREFIX}{name.upper()}): {error}, got {value!r}") from error
     found = msgspec.convert(values, Settings, strict=False)
-    for name in ("task_default_retries", "flow_default_retries", "blocking_warning_seconds", "shutdown_timeout"):
-        if getattr(found, name) < 0:
-            raise SettingsError(f"setting {name!r} ({PREFIX}{name.upper()}) must not be negative")
-    if found.thread_pool_max_workers < 1:
-        raise SettingsError("setting 'thread_pool_max_workers' must be at least 1")
+    for name in hints:
+        value = getattr(found, name)
+        least = 1 if name == "thread_pool_max_workers" else 0
+        numbers = cast("list[object]", value) if isinstance(value, list) else [value]
+        if any(isinstance(number, (int, float)) and not number >= least for number in numbers):  # nan is not either
+            wanted = "at least 1" if least else "not negative"
+            raise SettingsError(f"setting {name!r} ({PREFIX}{name.upper()}) must be {wanted}, not {value!r}")
+    if found.logging_level is not None and found.logging_level not in LEVELS:
+        raise SettingsError(
+            f"setting 'logging_level' ({PREFIX}LOGGING_LEVEL) must be one of {', '.join(LEVELS)}, "
+            f"not {found.logging_level!r}"
+        )
     return found
 
 

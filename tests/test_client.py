@@ -53,7 +53,9 @@ async def test_a_limit_that_does_not_exist_is_not_found(call):
 
 
 @pytest.mark.parametrize(
-    ("tag", "limit"), [("", 1), (3, 1), (None, 1), ("a", -1), ("a", 1.5), ("a", True), ("a", "1"), ("a", None)], ids=repr
+    ("tag", "limit"),
+    [("", 1), (3, 1), (None, 1), ("a", -1), ("a", 1.5), ("a", True), ("a", "1"), ("a", None)],
+    ids=repr,
 )
 async def test_a_wrong_limit_is_refused_and_nothing_is_changed(tag, limit):
     async with fresh(), get_client() as client:

@@ -136,6 +136,7 @@ def test_an_application_that_fails_to_start_leaves_nothing_behind(backend):
         raise RuntimeError("no database")
         yield
 
-    with pytest.raises(RuntimeError, match="no database"), TestClient(Starlette(lifespan=rt.lifespan(own)), backend=backend):
+    app = Starlette(lifespan=rt.lifespan(own))
+    with pytest.raises(RuntimeError, match="no database"), TestClient(app, backend=backend):
         pass
     assert not rt.is_entered

@@ -91,8 +91,9 @@ def printing(*values: Any, **options: Any) -> None:
 
 def test_prints_go_to_the_log_of_the_run_and_not_to_the_terminal(log, capsys):
     printing("a", 1, sep="-")
+    printing("a", 1, sep="", end="")
     printing("to stderr", file=sys.stderr)
-    assert said(log) == [("printing", "a-1"), ("printing", "to stderr")]
+    assert said(log) == [("printing", text) for text in ("a-1", "a1", "to stderr")]
     assert capsys.readouterr() == ("", "")
 
 
@@ -214,16 +215,11 @@ def test_the_setting_is_the_default_for_tasks_that_do_not_say(log, capsys):
 
 
 @pytest.mark.parametrize("why", ["no handler", "level"])
-def test_a_print_that_no_log_would_show_is_shown_as_usual(why, capsys, monkeypatch):
+def test_a_print_that_no_log_would_show_is_shown_as_usual(why, capsys, caplog, monkeypatch):
     if why == "no handler":
         monkeypatch.setattr(logging.getLogger(), "handlers", [])
-    else:
-        monkeypatch.setattr(logging.getLogger("asynctask"), "level", logging.WARNING)
-        logging.getLogger("asynctask")._cache.clear()  # type: ignore[attr-defined]
-    try:
-        printing("not lost")
-    finally:
-        logging.getLogger("asynctask")._cache.clear()  # type: ignore[attr-defined]
+    caplog.set_level(logging.INFO if why == "no handler" else logging.WARNING, "asynctask")
+    printing("not lost")
     assert capsys.readouterr().out == "not lost\n"
 
 
@@ -276,3 +272,13 @@ async def test_every_transition_is_logged_at_debug(caplog):
     assert [name for name, _ in told] == [FLOWS, RUNS, RUNS, FLOWS]
     assert "is Running()" in told[1][1]
     assert "finished in state Completed()" in told[2][1]
+
+
+def test_the_level_can_be_set_by_the_settings(log, caplog):
+    logger = logging.getLogger("asynctask")
+    with temporary_settings(logging_level="ERROR"):
+        Runtime(store=MemoryStore())
+    assert logger.level == logging.ERROR
+    caplog.set_level(logging.INFO, "asynctask")
+    Runtime(store=MemoryStore())  # no level in the settings: left as it is
+    assert logger.level == logging.INFO

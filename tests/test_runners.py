@@ -137,7 +137,7 @@ def test_idle_threads_end(monkeypatch):
 
 
 def test_a_call_is_taken_by_another_idle_thread_when_the_one_woken_for_it_ends():
-    """Found by reading: the woken thread was one too many, ended, and the call waited five seconds for the next look."""
+    """Else the call would wait for IDLE_SECONDS, until the other one looks."""
     pool = ThreadPool(2, "shrink-test")
     lent, back, busy = threading.Event(), threading.Event(), threading.Event()
     finish = threading.Event()

@@ -17,7 +17,7 @@ import time
 import types
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import anyio
@@ -396,4 +396,15 @@ def test_the_sweep_finds_a_run_without_a_final_state(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(engine, "end_early", nothing)
     with pytest.raises(AssertionError, match="Running"):
+        sweep("asyncio", "once")
+
+
+def test_the_sweep_finds_a_cancellation_that_gets_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def swallowing(self: Loop, group: Any) -> None:
+        while not group.is_empty():
+            with suppress(asyncio.CancelledError), anyio.CancelScope(shield=True):
+                await self.until_empty(group)
+
+    monkeypatch.setattr(Loop, "until_empty_shielded", swallowing)
+    with pytest.raises(AssertionError, match="the cancellation was lost"):
         sweep("asyncio", "once")

@@ -24,6 +24,7 @@ import anyio.from_thread
 import pytest
 
 from asynctask import Runtime, State, TaskFuture, TaskRun, flow, get_client, task
+from asynctask.scopes import close_default
 from asynctask.stores.memory import MemoryStore
 
 KINDS = ("sync", "async", "generator", "async generator")
@@ -77,6 +78,7 @@ class Cell:
         self._portal: anyio.from_thread.BlockingPortal | None = None
         self._tags: set[str] = set()
         if place == "plain":
+            stack.callback(close_default)
             stack.callback(self._delete_limits)  # the default runtime's store is shared by the whole process
         else:
             backend = place.removeprefix("beside ")
