@@ -18,13 +18,14 @@ from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any
 
 from . import retries
+from .bodies import GENERATORS, timed_out
 from .errors import ConcurrencyLimitAborted, Interrupted, OptionError, UpstreamTaskError
 from .inputs import ATOMS, failed_upstream, fill, find, is_plain, lineage
 from .limits import Slots
 from .loops import begun, is_being_cancelled, is_cancellation, was_cancelled_before
 from .runs import Run, current_run
 from .states import CANCELLED, COMPLETED, CRASHED, FAILED, PENDING, RUNNING, SCHEDULED, Outcome, State, aggregate
-from .waiting import GENERATORS, Port, timed_out
+from .waiting import Port
 
 logger = logging.getLogger("asynctask")
 #: Modules whose frames are cut off tracebacks: ours, and what brings an exception from a thread.
@@ -90,7 +91,10 @@ async def execute(run: Run, port: Port) -> Any:
             return None
         raise
     finally:
-        run.settle()
+        try:
+            run.settle()
+        except RecursionError:  # to note it takes no call, for which there is no stack
+            run.journal.unsettled = (run, run.journal.unsettled)
         if token is not None and not run.is_submitted:  # a submitted run has a context of its own
             leave_context(token)
         # Else: run -> its error -> the traceback -> this frame -> run, which only the collector would free. The token
@@ -159,7 +163,10 @@ async def stream(run: Run, port: Port) -> AsyncGenerator[Any, Any]:
                 port.call_hooks_now(ending_hooks(run), run, run.state)
             raise
     finally:
-        run.settle()
+        try:
+            run.settle()
+        except RecursionError:
+            run.journal.unsettled = (run, run.journal.unsettled)
         leave_context(token)
         body = None
         del run, token
@@ -381,6 +388,7 @@ async def after_failure(
     spec = run.spec
     options = spec.options
     now = run.journal.clock.now()
+    settle_deeper(run, port)
     if isinstance(error, Returned):
         failed = error.state
         error = failed.error()
@@ -426,11 +434,25 @@ def ending_hooks(run: Run) -> tuple[Any, ...]:
     return options.on_crashed if kind is CRASHED else ()
 
 
+def settle_deeper(caller: Run, port: Port) -> None:
+    """End the runs, called by `caller` in the end, that had no stack left to end themselves."""
+    journal = caller.journal
+    while journal.unsettled is not None:
+        run, others = journal.unsettled
+        if not run.is_final:
+            run.enter(FAILED, "Failed", "RecursionError: no stack was left for it")
+            port.call_hooks_now(ending_hooks(run), run, run.state)
+        run.is_settled = False  # it may have come halfway
+        run.settle()
+        journal.unsettled = others  # only now: there may be too little stack here as well, and more further up
+
+
 async def end_early(run: Run, error: BaseException, port: Port) -> None:
     """Enter the final state of a run that ends outside an attempt, or is cancelled or interrupted in one.
 
     Waits for nothing when it is cancelled or interrupted.
     """
+    settle_deeper(run, port)
     keep_error(run, error)
     if isinstance(error, UpstreamTaskError) and run.states[-1].type is PENDING:
         run.enter(PENDING, "NotReady", str(error))

@@ -9,6 +9,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack, 
 
 import msgspec
 
+from .bodies import timed_out
 from .engine import execute
 from .errors import OptionError, ParameterValidationError
 from .inputs import failed_upstream, fill, find
@@ -19,7 +20,7 @@ from .scopes import Scope
 from .specs import TaskSpec, colour_of, plain_function, refuse_unusable
 from .states import State, aggregate
 from .tasks import Definition, _final_state, driven  # pyright: ignore[reportPrivateUsage]
-from .waiting import Port, timed_out
+from .waiting import Port
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")

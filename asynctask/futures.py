@@ -11,10 +11,11 @@ from uuid import UUID
 import anyio
 
 from . import loops
+from .bodies import block_on
 from .limits import Limits
 from .runs import Handle, Run, Yielded, current_run
 from .states import COMPLETED, State
-from .waiting import block_on, block_until_settled, logger, refuse_to_hang
+from .waiting import block_until_settled, logger, refuse_to_hang
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)

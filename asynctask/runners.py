@@ -16,9 +16,9 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any, ParamSpec, TypeVar
 
+from .bodies import place
 from .errors import OptionError
 from .settings import settings
-from .waiting import place
 
 P = ParamSpec("P")
 T = TypeVar("T")

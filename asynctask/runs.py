@@ -160,7 +160,7 @@ class Trace(msgspec.Struct, eq=False, gc=False):
 class Journal:
     """What the runs of one runtime are written with: its clock, its ids, and who is told."""
 
-    __slots__ = ("__weakref__", "clock", "keep", "live", "new_id", "now", "observed", "observers")
+    __slots__ = ("__weakref__", "clock", "keep", "live", "new_id", "now", "observed", "observers", "unsettled")
 
     def __init__(self, clock: Clock, ids: Ids, keep: Callable[[Trace], None]) -> None:
         self.clock = clock
@@ -175,6 +175,8 @@ class Journal:
         self.live: dict[int, Run] = {}
         #: Where the trace of a settled run goes.
         self.keep = keep
+        #: Runs at the bottom of an endless recursion, with no stack left to settle: (run, the others).
+        self.unsettled: tuple[Run, Any] | None = None
 
     def observe(self, types: int, observer: Observer) -> None:
         """Tell `observer(run, state)` of transitions to these types (bits); it must be quick and must not raise."""

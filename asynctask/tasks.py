@@ -27,6 +27,7 @@ import msgspec
 
 from . import inputs
 from .annotations import allow_failure
+from .bodies import GENERATORS
 from .engine import NEED_CARE, execute, stream
 from .errors import BlockingWaitError, OptionError
 from .futures import TaskFuture, TaskFutureList, lending
@@ -39,7 +40,7 @@ from .settings import settings
 from .specs import TaskSpec, colour_of, make_spec, name_of, plain_function, refuse_unusable, unwrapped
 from .states import PENDING, State
 from .streams import Stream, Window
-from .waiting import GENERATORS, block_until_settled, drive
+from .waiting import block_until_settled, drive
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")

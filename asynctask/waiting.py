@@ -3,14 +3,12 @@
 1. The engine suspends only through a port. `Loop` never blocks its thread; `Blocking` never suspends, so that
    `drive` can run the whole life of a run with one `send`.
 2. `Blocking` refuses (BlockingWaitError) to wait on a thread whose event loop would have to do the work.
-3. A body in a thread is interrupted by an exception raised at its next bytecode, and only while it is in the body.
-   One stuck in C is abandoned: its run ends on time, the thread is counted and named in a warning.
+3. Bodies in threads, and what a thread blocks on, are in `bodies`.
 4. Clocks are handed in; a virtual one is moved forward instead of slept on.
 """
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import inspect
 import logging
@@ -19,16 +17,16 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Executor
 from functools import partial
-from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import anyio
 
 from . import loops
-from .errors import AsyncTaskError, BlockingWaitError, Interrupted, TaskTimeoutError
+from .bodies import Body, block_on, call_body, call_within, collect_async, timed_out
+from .errors import AsyncTaskError, BlockingWaitError
 from .limits import Limits, Slots
 from .options import Hook
-from .runs import Run, Yielded, current_run
+from .runs import Run, current_run
 from .settings import settings
 from .states import State
 
@@ -36,9 +34,6 @@ if TYPE_CHECKING:
     import random  # 1 ms at import; a runtime imports it when it is made
 
 logger = logging.getLogger("asynctask")
-
-#: How long an interrupted body may take to end before its thread is called abandoned, in seconds.
-ABANDONED_AFTER = 0.2
 
 
 class Afterwards:
@@ -161,7 +156,7 @@ class Loop:
         if not spec.is_async:
             return self._call_in_executor(run)
         # For a plain body, no coroutine of ours between the engine and the body.
-        body = _collect_async(run) if spec.is_generator else spec.body(*run.args, **run.kwargs)
+        body = collect_async(run) if spec.is_generator else spec.body(*run.args, **run.kwargs)
         return body if spec.options.timeout is None else self._call_in_time(run, body, spec.options.timeout)
 
     async def _call_in_time(self, run: Run, body: Awaitable[Any], timeout: float) -> Any:
@@ -331,7 +326,7 @@ class Blocking:
         start = time.monotonic()
         try:
             if spec.options.timeout is not None:
-                return _call_within(run, spec.options.timeout, partial(call_body, run))
+                return call_within(run, spec.options.timeout, partial(call_body, run))
             return call_body(run) if spec.is_generator else spec.body(*run.args, **run.kwargs)
         finally:
             taken = time.monotonic() - start
@@ -389,7 +384,7 @@ class Blocking:
         return _run_coroutine(made) if inspect.iscoroutine(made) else made
 
     async def step(self, run: Run, step: Callable[[], Any], left: float | None) -> Any:
-        return step() if left is None else _call_within(run, left, step)
+        return step() if left is None else call_within(run, left, step)
 
 
 def _warn_of_blocking(run: Run, seconds: float) -> None:
@@ -409,42 +404,6 @@ def drive(coroutine: Coroutine[Any, Any, Any]) -> Any:
         return done.value
     coroutine.close()
     raise AsyncTaskError("the engine suspended inside a blocking run; this is a defect of asynctask")
-
-
-#: The types of sync generators: Python's own, and that of generator tasks, which `tasks` adds.
-GENERATORS: set[type] = {GeneratorType}
-
-
-def call_body(run: Run) -> Any:
-    """Call a sync body; a generator's values are collected into a list, and can be read while it runs."""
-    spec, args, kwargs = run.spec, run.args, run.kwargs
-    yielded = run.yielded
-    if spec.is_generator and yielded is None:
-        yielded = run.yielded = Yielded()
-    del run  # the traceback of what the body raises leads to this frame; see `execute`
-    made = spec.body(*args, **kwargs)
-    if yielded is None:
-        # A generator that the body returns is more of its work: done here, not later on the event loop.
-        return list(made) if made.__class__ in GENERATORS else made  # type: ignore[call-overload]
-    with contextlib.closing(made):
-        for value in made:
-            yielded.add(value)
-    return list(yielded.values)
-
-
-async def _collect_async(run: Run) -> list[Any]:
-    run.yielded = yielded = run.yielded or Yielded()
-    async with contextlib.aclosing(run.spec.body(*run.args, **run.kwargs)) as made:
-        async for value in made:
-            yielded.add(value)
-    return list(yielded.values)
-
-
-def timed_out(run: Run) -> TaskTimeoutError:
-    """The error of an attempt of `run` that took too long."""
-    error = TaskTimeoutError(f"task {run.spec.name!r} exceeded its timeout of {run.spec.options.timeout:g} second(s)")
-    run.timeout_error = error
-    return error
 
 
 def block_until_settled(run: Run, timeout: float | None, instead: str) -> bool:
@@ -503,209 +462,3 @@ def _log_hook(hook: Hook, run: Run, state: State) -> None:
     logger.exception(
         "Hook %r of run %r raised on entering %s; the run is not changed by it", name, run.name, state.name
     )
-
-
-# -- bodies in threads --------------------------------------------------------------------------------------------
-
-
-class Body:
-    """One call of a sync body in a worker thread, which can be interrupted from outside."""
-
-    __slots__ = (
-        "__weakref__", "_is_over", "_lent", "_lock", "_on_end", "_pool", "_sent", "_thread", "_watch", "on_start",
-        "run", "slots", "thread_name",
-    )  # fmt: skip
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.slots: Slots | None = run.slots
-        self.on_start: Callable[[], None] | None = None
-        self.thread_name = ""
-        self._lock = threading.Lock()
-        self._thread: int | None = None
-        self._is_over = False
-        self._sent = False
-        self._on_end: Callable[[], None] | None = None
-        self._watch: threading.Timer | None = None
-        self._pool: Any = None
-        #: The pool, while it runs others in place of an abandoned thread.
-        self._lent: Any = None
-
-    @property
-    def is_in_thread(self) -> bool:
-        return self._thread is not None
-
-    def __call__(self) -> Any:
-        run = self.run
-        self.thread_name = threading.current_thread().name
-        try:
-            with self._lock:
-                if self._sent:  # in the moment between the pool's taking it and this line
-                    raise Interrupted
-                self._thread = threading.get_ident()
-            self._pool = place.pool
-            if self.on_start is not None:
-                self.on_start()
-            return call_body(run)
-        finally:
-            try:
-                self._leave()
-            except Interrupted:  # sent just before, and landed only here; there is no second one
-                self._leave()
-            del self, run  # the traceback of what the body raised leads to this frame; see `execute`
-
-    def interrupt(self, on_end: Callable[[], None]) -> bool:
-        """Raise `Interrupted` in the body at its next bytecode. False if it is not in the body (any more).
-
-        `on_end` is called in the thread when the body does end, which is late if it is stuck in C.
-        """
-        with self._lock:
-            if self._is_over or self._sent:
-                return False
-            self._sent = True
-            if self._thread is None:  # it has not begun, and now it never will
-                return False
-            self._on_end = on_end
-            watch = self._watch = threading.Timer(ABANDONED_AFTER, self._report)
-            _raise_in_thread(self._thread, Interrupted)
-        watch.daemon = True
-        watch.start()
-        return True
-
-    def when_left(self, call: Callable[[], None]) -> bool:
-        """Call `call` as well when the interrupted body does end. False if it has ended."""
-        with self._lock:
-            first = self._on_end
-            if self._thread is None or first is None:
-                return False
-
-            def both() -> None:
-                first()
-                call()
-
-            self._on_end = both
-            return True
-
-    def _leave(self) -> None:
-        with self._lock:
-            self._thread = None
-            self._is_over = True
-            if self._sent:  # one that has not landed yet must not land in the pool's own code
-                _raise_in_thread(threading.get_ident(), None)
-            on_end, self._on_end = self._on_end, None
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
-        if self._lent is not None:
-            self._lent.take_back()
-            self._lent = None
-        if on_end is not None:
-            on_end()
-
-    def _report(self) -> None:
-        """Say that the thread is abandoned, and let its pool run others in its place: retries, to begin with."""
-        with self._lock:
-            is_abandoned = self._thread is not None
-            if is_abandoned and self._pool is not None:
-                self._lent = self._pool
-                self._lent.lend()
-        if is_abandoned:
-            logger.warning(
-                "Thread %r is abandoned: the body of run %r is over (%s) but stuck in a call that can't be interrupted",
-                self.thread_name, self.run.name, self.run.state_name,
-            )  # fmt: skip
-
-
-def _call_within(run: Run, seconds: float, call: Callable[[], Any]) -> Any:
-    """Call in this thread; past `seconds`, raise `TaskTimeoutError` as soon as Python runs again."""
-    lock = threading.Lock()
-    thread = threading.get_ident()
-    over = False
-    sent = False
-
-    def interrupt() -> None:
-        nonlocal sent
-        with lock:
-            if not over:
-                sent = True
-                _raise_in_thread(thread, Interrupted)
-
-    watch = threading.Timer(seconds, interrupt)
-    watch.daemon = True
-    value = None
-    try:
-        try:
-            watch.start()  # inside, because the time may be up before it returns
-            value = call()
-        except Interrupted:
-            if not sent:  # somebody else's: an outer call of this thread timed out
-                raise
-        finally:
-            with lock:
-                over = True
-            watch.cancel()
-            if sent:
-                _raise_in_thread(thread, None)
-        if sent:
-            raise timed_out(run)
-        return value
-    except Interrupted:  # landed as late as in the `finally` above
-        if not sent:
-            raise
-        raise timed_out(run) from None
-    finally:
-        del run, call  # the traceback leads to this frame; see `execute`
-
-
-def _raise_in_thread(thread: int, error: type[BaseException] | None) -> None:
-    """Raise in another thread at its next bytecode; None takes back one that has not landed."""
-    import ctypes  # 2 ms, for who needs to interrupt something
-
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error) if error else None)
-    if error is not None and (ready := _blocked.get(thread)) is not None:
-        ready.set()
-
-
-#: What each thread blocks on in a wait of ours, so that an interrupt need not wait for the end of the wait.
-_blocked: dict[int, threading.Event] = {}
-
-
-def block_on(ready: threading.Event, timeout: float | None = None) -> bool:
-    """Block this thread until `ready` is set, at most `timeout` seconds, lending its place in its pool; False if not.
-
-    Every blocking wait of ours is this one: a timeout or a cancellation of the body in this thread ends it at once.
-    """
-    thread = threading.get_ident()
-    _blocked[thread] = ready
-    try:
-        with place_lent():
-            return ready.wait(timeout)
-    finally:
-        _blocked.pop(thread, None)
-
-
-class _Place(threading.local):
-    """The pool whose worker this thread is, if it is one."""
-
-    pool: Any = None
-
-
-place = _Place()
-
-
-class place_lent:
-    """For a thread of a pool that is about to wait: the pool may run somebody else in its place meanwhile.
-
-    Without it, tasks that submit tasks and wait for them would fill the pool with waiters and stop it for good.
-    """
-
-    __slots__ = ("_pool",)
-
-    def __enter__(self) -> None:
-        self._pool = place.pool
-        if self._pool is not None:
-            self._pool.lend()
-
-    def __exit__(self, *error: object) -> None:
-        if self._pool is not None:
-            self._pool.take_back()
