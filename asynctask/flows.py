@@ -10,6 +10,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack, 
 import msgspec
 
 from .bodies import timed_out
+from .definitions import Definition, driven, final_state
 from .engine import execute
 from .errors import OptionError, ParameterValidationError
 from .inputs import failed_upstream, fill, find
@@ -19,7 +20,6 @@ from .runs import Run, shown
 from .scopes import Scope
 from .specs import TaskSpec, colour_of, plain_function, refuse_unusable
 from .states import State, aggregate
-from .tasks import Definition, _final_state, driven  # pyright: ignore[reportPrivateUsage]
 from .waiting import Port
 
 P = ParamSpec("P")
@@ -84,7 +84,7 @@ class AsyncFlow(FlowDefinition[P], Generic[P, R]):
         run, return_state = self._special_run(args, kwargs)
         work = execute(run, run.inside.runtime.loop_port)
         if return_state:
-            return _final_state(run, work)  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
+            return final_state(run, work)  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
         return work
 
     @overload

@@ -13,7 +13,7 @@ import anyio
 from . import loops
 from .bodies import block_on
 from .limits import Limits
-from .runs import Handle, Run, Yielded, current_run
+from .runs import Handle, Run, Yielded, current_run, stop
 from .states import COMPLETED, State
 from .waiting import block_until_settled, logger, refuse_to_hang
 
@@ -53,7 +53,7 @@ class TaskFuture(Handle, Generic[R], eq=False):
 
     def cancel(self, reason: str = "cancelled through its future") -> bool:
         """Ask the run, and every run started inside it, to stop. False if it is already over."""
-        return cancel(self.run, reason)
+        return stop(self.run, reason)
 
     def add_done_callback(self, fn: Callable[[TaskFuture[R]], object]) -> None:
         """Call `fn(future)` when the run is over, at once if it is; in whichever thread ends the run."""
@@ -174,30 +174,6 @@ def outcome(run: Run, raise_on_failure: bool = True) -> Any:
         return state.result(raise_on_failure)
     finally:
         del run, state
-
-
-def cancel(run: Run, reason: str) -> bool:
-    """Ask a submitted run, and the runs submitted inside it, to stop. False if it is over."""
-    if run.is_settled:
-        return False
-    siblings: dict[int, Run] = {} if run.inside is None else run.inside.children
-    ask_to_stop(run, reason)
-    for other in list(siblings.values()):
-        ancestor = other.parent
-        while ancestor is not None and ancestor is not run:
-            ancestor = ancestor.parent
-        if ancestor is run:
-            ask_to_stop(other, reason)
-    return True
-
-
-def ask_to_stop(run: Run, reason: str) -> None:
-    """Cancel one submitted run, where it runs."""
-    if run.cancel_reason is None:
-        run.cancel_reason = reason
-    child, home = run.child, run.home
-    if child is not None and home is not None:
-        home.cancel(child)
 
 
 class _Values:

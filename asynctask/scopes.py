@@ -26,19 +26,20 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from .clocks import Clock, Ids
-from .engine import ending_hooks, execute
+from .endings import ending_hooks
+from .engine import execute
 from .errors import OptionError, RuntimeClosedError, RuntimeInUseError
-from .futures import TaskFuture, ask_to_stop
+from .futures import TaskFuture
 from .limits import Limits
 from .loops import EventLoop, LoopThread, Work, current_loop
 from .observers import bits_to_log, log_transition
 from .options import TaskRunner
 from .runners import ThreadPoolTaskRunner
-from .runs import Journal, Run, TaskRun, Yielded, current_run
+from .runs import Journal, Run, TaskRun, Yielded, ask_to_stop, current_run
 from .settings import settings
 from .states import CANCELLED, CRASHED
 from .stores.base import Store
-from .stores.memory import MemoryStore
+from .stores.urls import open_store
 from .waiting import Blocking, Loop, Port, Services, drive, logger, refuse_to_hang
 
 if TYPE_CHECKING:
@@ -172,19 +173,6 @@ def _end_unstarted(run: Run, port: Port) -> None:
             run.enter(CRASHED, "Crashed", "ended by its event loop, which is closing")
         port.call_hooks_now(ending_hooks(run), run, run.state)
     run.settle()
-
-
-_stores: dict[str, Store] = {}
-
-
-def open_store(store: Store | str | None) -> Store:
-    """The store for a URL (one per URL in a process), or the store itself. Raises `OptionError`."""
-    url = settings.values.store_url if store is None else store
-    if not isinstance(url, str):
-        return url
-    if not url.startswith("memory://"):
-        raise OptionError(f"store {url!r} cannot be opened: this version has only memory:// (and memory://NAME)")
-    return _stores.setdefault(url, MemoryStore())
 
 
 class Runtime:

@@ -17,13 +17,14 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Executor
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 
 from . import loops
 from .bodies import Body, block_on, call_body, call_within, collect_async, timed_out
 from .errors import AsyncTaskError, BlockingWaitError
+from .hooks import Afterwards, log_hook
 from .limits import Limits, Slots
 from .options import Hook
 from .runs import Run, current_run
@@ -34,49 +35,6 @@ if TYPE_CHECKING:
     import random  # 1 ms at import; a runtime imports it when it is made
 
 logger = logging.getLogger("asynctask")
-
-
-class Afterwards:
-    """Async hooks of cancelled runs that are still under way; a closing runtime waits for them."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._wakes: list[Callable[[], None]] = []
-
-    def is_empty(self) -> bool:
-        return self._count == 0
-
-    def when_empty(self, wake: Callable[[], None]) -> None:
-        self._wakes.append(wake)
-        if not self._count:
-            self._wake()
-
-    def go_on(self, hook: Hook, made: Awaitable[Any], run: Run, state: State, loop: loops.EventLoop) -> loops.Work:
-        """The coroutine of a child that ends a hook."""
-        self._count += 1
-
-        async def rest() -> None:
-            try:
-                if loop.begins_early:
-                    await loops.begun()
-                await made
-            except Exception:
-                _log_hook(hook, run, state)
-            finally:
-                if inspect.iscoroutine(made):
-                    made.close()
-                self.leave()
-
-        return cast("loops.Work", rest())
-
-    def leave(self) -> None:
-        self._count -= 1
-        if not self._count:
-            self._wake()
-
-    def _wake(self) -> None:
-        while self._wakes:
-            self._wakes.pop()()
 
 
 class Services:
@@ -255,14 +213,14 @@ class Loop:
                 if inspect.isawaitable(made):
                     await made
             except Exception:
-                _log_hook(hook, run, state)
+                log_hook(hook, run, state)
 
     def call_hooks_now(self, hooks: Iterable[Hook], run: Run, state: State) -> None:
         for hook in hooks:
             try:
                 made = hook(run.spec.task, run, state)
             except Exception:
-                _log_hook(hook, run, state)
+                log_hook(hook, run, state)
                 continue
             if inspect.isawaitable(made):
                 self._afterwards(hook, made, run, state)
@@ -377,7 +335,7 @@ class Blocking:
                 if inspect.iscoroutine(made):
                     _run_coroutine(made)
             except Exception:
-                _log_hook(hook, run, state)
+                log_hook(hook, run, state)
 
     async def call_user(self, function: Callable[..., Any], *args: Any) -> Any:
         made = function(*args)
@@ -390,10 +348,11 @@ class Blocking:
 def _warn_of_blocking(run: Run, seconds: float) -> None:
     """Say so if `run` has kept this thread, and the event loop in it, for long."""
     if seconds > settings.values.blocking_warning_seconds and loops.current_loop() is not None:
-        logger.warning(
-            "Task %r blocked the event loop for %.2f s; await %s.submit(...) runs it on a thread",
-            run.spec.name, seconds, run.spec.name,
-        )  # fmt: skip
+        kind, name = ("Flow" if run.spec.is_flow else "Task"), run.spec.name
+        advice = (
+            "make it async, or call it in a thread" if run.spec.is_flow else f"await {name}.submit(...)"
+        )
+        logger.warning("%s %r blocked the event loop for %.2f s; %s", kind, name, seconds, advice)
 
 
 def drive(coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -455,10 +414,3 @@ def _run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
 
 async def _as_coroutine(awaitable: Awaitable[Any]) -> Any:
     return await awaitable
-
-
-def _log_hook(hook: Hook, run: Run, state: State) -> None:
-    name = getattr(hook, "__name__", None) or type(hook).__name__
-    logger.exception(
-        "Hook %r of run %r raised on entering %s; the run is not changed by it", name, run.name, state.name
-    )

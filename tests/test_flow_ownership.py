@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
-from asynctask import Runtime, TaskFuture, flow, get_client, tags, task
+from asynctask import Runtime, TaskFuture, flow, get_client, tags, task, temporary_settings
 from asynctask.errors import (
     CancelledRun,
 )
@@ -238,6 +238,18 @@ def test_sync_flows_nest_in_async_tasks_in_sync_flows():
         return between.submit(x).result(timeout=5) + innermost(x)
 
     assert outermost(1) == 6
+
+
+async def test_a_sync_flow_that_blocks_the_loop_is_told_of_with_what_to_do_instead(caplog):
+    @flow
+    def blocking() -> None:
+        time.sleep(0.02)
+
+    with temporary_settings(blocking_warning_seconds=0.01):
+        blocking()
+    assert [record.getMessage().partition(" s; ")[2] for record in caplog.records] == [
+        "make it async, or call it in a thread"
+    ]
 
 
 async def test_sync_flows_nest_in_async_tasks_in_sync_flows_on_a_running_loop():

@@ -144,20 +144,46 @@ def test_endless_recursion_of_sync_tasks_ends_every_run_failed() -> None:
     assert down(10) == 10
 
 
-def test_endless_recursion_leaves_no_run_under_way() -> None:
-    runtime = Runtime(store=MemoryStore(), task_runner=ThreadPoolTaskRunner(2))
-    left: list[Any] = []
+def depth() -> int:
+    frame, count = sys._getframe(), 0
+    while frame is not None:
+        frame, count = frame.f_back, count + 1  # type: ignore[assignment]
+    return count
 
-    async def main() -> None:
-        async with runtime:
-            state = forever(return_state=True)
-            assert state.is_failed()
-            future = forever.submit()
-            assert isinstance(await future.result_async(raise_on_failure=False), RecursionError)
-            left.extend(runtime.runs)
 
-    anyio.run(main)
-    assert left == []
+@task
+async def aforever() -> int:
+    return await aforever()
+
+
+@task
+def yielding_forever() -> Iterator[int]:
+    yield from yielding_forever()
+
+
+async def call(kind: str) -> None:
+    if kind == "sync":
+        forever()
+    elif kind == "async":
+        await aforever()
+    else:
+        list(yielding_forever())
+
+
+@pytest.mark.parametrize("kind", ["sync", "async", "generator"])
+async def test_endless_recursion_ends_every_run_at_whichever_call_the_stack_runs_out(kind: str) -> None:
+    """The last run has no stack left to end itself, and where exactly it stops depends on the depth of its caller."""
+    limit = sys.getrecursionlimit()
+    async with Runtime(store=MemoryStore()) as runtime:
+        for more in range(30):
+            sys.setrecursionlimit(depth() + 200 + more)
+            try:
+                with pytest.raises(RecursionError):
+                    await call(kind)
+            finally:
+                sys.setrecursionlimit(limit)
+            assert runtime.runs == []
+            assert task_run.id is None
 
 
 async def test_endless_recursion_of_awaited_tasks_ends_failed() -> None:

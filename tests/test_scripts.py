@@ -1,5 +1,6 @@
 """Whole programs: what becomes of runs when the program, its loop or its main function ends."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -16,8 +17,10 @@ def script(tmp_path: Path):
         file = tmp_path / "program.py"
         file.write_text(textwrap.dedent(text))
         done = subprocess.run(
-            [sys.executable, "-W", "error", str(file)], cwd=tmp_path, capture_output=True, text=True, timeout=30
-        )
+            [sys.executable, "-W", "error", str(file)],
+            env={**os.environ, "ASYNCTASK_BLOCKING_WARNING_SECONDS": "60"},  # a slow machine is no complaint
+            cwd=tmp_path, capture_output=True, text=True, timeout=30,
+        )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines(), done.stderr
 

@@ -27,9 +27,8 @@ import trio
 from asynctask import Runtime, as_completed, engine, flow, scopes, task
 from asynctask.engine import execute
 from asynctask.errors import AsyncTaskError
-from asynctask.futures import cancel
 from asynctask.limits import Limits
-from asynctask.runs import Run
+from asynctask.runs import Run, stop
 from asynctask.runtime import flow_run, task_run
 from asynctask.states import RUNNING
 from asynctask.stores.memory import MemoryStore
@@ -277,7 +276,7 @@ async def cancelling_a_child(monkeypatch: pytest.MonkeyPatch, child: int, k: int
             fired.append(run)
             for _ in range(times):
                 # Cancelling from its own step is no case of its own, and the step before the loop has it is nobody's.
-                run.home.call_soon(lambda: cancel(run, "swept"))
+                run.home.call_soon(lambda: stop(run, "swept"))
 
         async def work() -> Any:
             return await swept(execute(run, port), k, fire)

@@ -1,0 +1,305 @@
+"""A decorated function, before its kind matters: options, binding, hooks, new runs; submitting, for tasks.
+
+`tasks` and `flows` make of it what people call.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+)
+from types import MethodType
+from typing import Any, Generic, ParamSpec, Self, TypeVar, Unpack, cast
+
+import msgspec
+
+from . import inputs
+from .annotations import allow_failure
+from .engine import execute
+from .errors import BlockingWaitError, OptionError
+from .futures import TaskFuture, TaskFutureList, lending
+from .logging import route_prints
+from .options import Around, Hook, TaskOptions, check_options
+from .retries import exponential_backoff as exponential_backoff
+from .runs import Handle, Run, current_run, current_tags
+from .scopes import Scope, runtime_here
+from .settings import settings
+from .specs import TaskSpec, make_spec, name_of, plain_function, unwrapped
+from .states import PENDING, State
+from .streams import Stream, Window
+from .waiting import block_until_settled, drive
+
+P = ParamSpec("P")
+H = TypeVar("H", bound=Hook)
+
+#: Shared by all runs without keyword arguments: nobody writes to it, and 100,000 runs keep no empty dicts.
+NO_KWARGS: dict[str, Any] = {}
+
+
+class Definition(Generic[P]):
+    """A decorated function: what tasks and flows have in common."""
+
+    what = "task"
+
+    def __init__(self, fn: Any, given: dict[str, Any], bound: tuple[Any, ...] = ()) -> None:
+        self._function = fn
+        self._given = given
+        self._bound = bound
+        plain = plain_function(fn)
+        values = settings.values
+        default = values.flow_default_retries if self.what == "flow" else values.task_default_retries
+        options = check_options(self.what, name_of(plain), given, default_retries=default)
+        if options.tags:  # kept as read: an iterator could not be read again by `with_options`
+            self._given = {**given, "tags": options.tags}
+        spec = make_spec(self.what, plain, options)
+        spec.task = self
+        spec.body = around_body(spec, options.around)
+        self.spec: TaskSpec = spec
+        functools.update_wrapper(cast("Any", self), plain, updated=())
+        self.fn: Callable[..., Any] = plain
+        mark = getattr(inspect, "markcoroutinefunction", None)  # from Python 3.12 on
+        if mark is not None and spec.is_async and not spec.is_generator:
+            mark(self)  # so that web frameworks, which ask, await what a call gives
+        self.__isabstractmethod__ = bool(getattr(plain, "__isabstractmethod__", False))
+        if options.log_prints or values.logging_log_prints:
+            route_prints()
+
+    @property
+    def name(self) -> str:
+        return self.spec.options.name
+
+    @property
+    def description(self) -> str | None:
+        return self.spec.options.description or inspect.getdoc(unwrapped(self.fn))
+
+    @property
+    def version(self) -> str | None:
+        return self.spec.options.version
+
+    @property
+    def tags(self) -> frozenset[str]:
+        return self.spec.options.tags
+
+    def _with(self, changes: dict[str, Any]) -> Self:
+        return type(self)(self._function, {**self._given, **changes}, self._bound)
+
+    def _bind(self, instance: object, owner: type | None) -> Any:
+        """This task with `self` or `cls` as its first argument; the shared one is never written to."""
+        if isinstance(self._function, staticmethod):
+            return self
+        if isinstance(self._function, classmethod):
+            instance = owner
+        if instance is None or not hasattr(self.fn, "__get__") or isinstance(self.fn, MethodType):
+            return self  # taken from the class; or what would not bind as a plain attribute either (a builtin, say)
+        bound = object.__new__(type(self))
+        bound.__dict__.update(self.__dict__)
+        bound._bound = (instance, *self._bound)
+        return bound
+
+    def _new_run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
+        spec = self.spec
+        if self._bound:
+            args = self._bound + args
+        if kwargs or not spec.least <= len(args) <= spec.most:
+            spec.check_call(args, kwargs)
+        tags = current_tags.get()
+        tags = spec.options.tags if tags is None else spec.options.tags | tags
+        parent = current_run.get()
+        if parent is None or (scope := parent.inside) is None:
+            root = runtime_here().root
+            journal = root.journal
+            now = journal.now()
+            number = journal.new_id(now)
+            states = (State(PENDING, "Pending", now),)
+            return Run(
+                spec, number, states, tags, None, None, None, None, args, kwargs or NO_KWARGS, journal, None, None, root
+            )  # fmt: skip
+        journal = parent.journal
+        now = journal.now()
+        flow = parent if parent.spec.is_flow else parent.flow
+        return Run(
+            spec, journal.new_id(now), (State(PENDING, "Pending", now),), tags, parent.number,
+            None if flow is None else flow.number, None, None, args, kwargs or NO_KWARGS, journal, parent, flow, scope,
+        )  # fmt: skip
+
+    def _special_run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Run, bool]:
+        """A run for a call that has `wait_for` or `return_state` among its keywords, and whether the latter is set."""
+        return_state = bool(kwargs.pop("return_state", False))
+        wait_for = self._checked_wait_for(kwargs.pop("wait_for", None))
+        run = self._new_run(args, kwargs)
+        run.wait_for = wait_for
+        return run, return_state
+
+    def _checked_wait_for(self, wait_for: object) -> tuple[Any, ...]:
+        if wait_for is None:
+            return ()
+        if isinstance(wait_for, (Handle, State)):  # a future is iterable (over what it yields), which is not meant
+            return (wait_for,)
+        if isinstance(wait_for, (str, bytes)) or not isinstance(wait_for, Iterable):
+            raise OptionError(
+                f"{self.what} {self.name!r}: wait_for must be a list of futures or states, not {wait_for!r}"
+            )
+        return tuple(wait_for)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+
+    def _add_hook(self, option: str, hook: H) -> H:
+        shared = self.spec.task
+        if shared is not self:  # bound, and so made anew at each look-up
+            if not isinstance(self._bound[0], type):
+                raise OptionError(
+                    f"{self.what} {self.name!r}: a hook cannot be added to the method of one instance, only to the "
+                    f"class's (Class.{self.name}.{option}); for one instance, keep what with_options({option}=...) "
+                    f"gives"
+                )
+            shared._add_hook(option, hook)
+            return hook
+        hooks = [*getattr(self.spec.options, option), hook]
+        options = check_options(self.what, self.name, {option: hooks}, default_retries=0)
+        self._given = {**self._given, option: hooks}
+        self.spec.options = msgspec.structs.replace(self.spec.options, **{option: getattr(options, option)})
+        return hook
+
+    def on_running(self, hook: H) -> H:
+        """Decorator: call `hook(task, run, state)` when an attempt starts, before the body."""
+        return self._add_hook("on_running", hook)
+
+    def on_completion(self, hook: H) -> H:
+        """Decorator: call `hook(task, run, state)` when a run completes."""
+        return self._add_hook("on_completion", hook)
+
+    def on_failure(self, hook: H) -> H:
+        """Decorator: call `hook(task, run, state)` when a run has failed and is not tried again."""
+        return self._add_hook("on_failure", hook)
+
+    def on_cancellation(self, hook: H) -> H:
+        """Decorator: call `hook(task, run, state)` when a run was cancelled."""
+        return self._add_hook("on_cancellation", hook)
+
+    def on_crashed(self, hook: H) -> H:
+        """Decorator: call `hook(task, run, state)` when a run was ended by an interrupt, an exit or a lost worker."""
+        return self._add_hook("on_crashed", hook)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}>"
+
+
+class TaskDefinition(Definition[P]):
+    """What the four kinds of task have in common: submitting, in all forms."""
+
+    @property
+    def task_key(self) -> str:
+        """A stable hash of name and qualified name."""
+        return self.spec.key
+
+    @property
+    def retries(self) -> int | None:
+        return self.spec.options.retries
+
+    @property
+    def timeout_seconds(self) -> float | None:
+        return self.spec.options.timeout
+
+    def with_options(self, **options: Unpack[TaskOptions]) -> Self:
+        """A copy with the named options replaced; None clears one. Raises `OptionError` as the decorator does."""
+        return self._with(cast("dict[str, Any]", options))
+
+    def _submit(self, args: tuple[Any, ...], kwargs: dict[str, Any], wait_for: object) -> TaskFuture[Any]:
+        return_state = kwargs.pop("return_state", False) if kwargs else False
+        run = self._new_run(args, kwargs)
+        if wait_for is not None:
+            run.wait_for = self._checked_wait_for(wait_for)
+        scope: Scope = run.inside
+        future = scope.submit(run)
+        return cast("Any", future.wait()) if return_state else future
+
+    def _map(self, args: tuple[Any, ...], kwargs: dict[str, Any], wait_for: object) -> TaskFutureList[Any]:
+        return_state = kwargs.pop("return_state", False)
+        upstream = self._checked_wait_for(wait_for)  # once: an iterator serves every run
+        for future in inputs.mapped_futures(args, kwargs):
+            try:
+                with lending():
+                    block_until_settled(future.run, None, "await the future first, then map over its value")
+            except BlockingWaitError as error:
+                raise BlockingWaitError(f"task {self.name!r}: map() over a future: {error}") from None
+            upstream = (*upstream, allow_failure(future))  # so that each run knows where its element came from
+        calls = inputs.spread(self.name, args, kwargs)
+        futures = TaskFutureList(self._submit(*call, upstream) for call in calls)
+        return cast("Any", futures.wait()) if return_state else futures
+
+    def _stream(
+        self,
+        source: Iterable[Any] | AsyncIterable[Any],
+        concurrency: int,
+        ordered: bool,
+        return_exceptions: bool,
+    ) -> AsyncIterator[Any]:
+        if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise OptionError(
+                f"task {self.name!r}: stream(concurrency=...) must be a number from 1, not {concurrency!r}"
+            )
+        if not isinstance(source, (Iterable, AsyncIterable)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise OptionError(f"task {self.name!r}: stream() needs an iterable or async iterable, not {source!r}")
+        window = Window(lambda value: self._submit((value,), {}, None), source, concurrency, ordered)
+        return Stream(window, return_exceptions)
+
+
+def driven(run: Run, return_state: bool) -> Any:
+    """Execute a run in this thread: its value, or its final state."""
+    try:
+        work = execute(run, run.inside.runtime.blocking_port)
+        if not return_state:
+            return drive(work)
+        try:
+            drive(work)
+        except Exception:
+            if not run.is_settled:
+                raise
+        return run.state
+    finally:
+        del run  # as in Task.__call__
+
+
+async def final_state(run: Run, work: Coroutine[Any, Any, Any]) -> State:
+    try:
+        await work
+    except Exception:
+        if not run.is_settled:
+            raise
+    return run.state
+
+
+def around_body(spec: TaskSpec, around: tuple[Around, ...]) -> Callable[..., Any]:
+    """The function with the user's `around` wrapped about it, the first one outermost; composed once."""
+    fn = spec.fn
+    if not around:
+        return fn
+    if spec.is_generator:
+        raise OptionError(f"task {spec.name!r}: option 'around' cannot be used with a generator")
+    if not spec.is_async:
+        for wrapper in around:
+            if inspect.iscoroutinefunction(wrapper):
+                raise OptionError(
+                    f"task {spec.name!r}: option 'around' has the async function {name_of(wrapper)!r}, "
+                    f"but the task is sync; make the one fit the other"
+                )
+
+    def call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        inner: Callable[[], Any] = functools.partial(fn, *args, **kwargs)
+        run = current_run.get()
+        for wrapper in reversed(around):
+            inner = functools.partial(wrapper, inner, run)
+        return inner()
+
+    def sync_body(*args: Any, **kwargs: Any) -> Any:
+        return call(args, kwargs)
+
+    async def async_body(*args: Any, **kwargs: Any) -> Any:
+        made = call(args, kwargs)
+        return await made if inspect.isawaitable(made) else made
+
+    return async_body if spec.is_async else sync_body
