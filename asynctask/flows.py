@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import typing
 from collections.abc import Callable, Coroutine, Iterator
@@ -103,7 +104,8 @@ async def enclosed(run: Run, port: Port) -> Any:
     limits = outer.runtime.limits
     monotonic = run.journal.clock.monotonic
     timeout = run.spec.options.timeout
-    scope = Scope(outer.runtime, outer, current_loop() if run.spec.is_async else None)
+    here = current_loop()
+    scope = Scope(outer.runtime, outer, home=here) if run.spec.is_async else Scope(outer.runtime, outer, blocked=here)
     run.inside = scope
     start = monotonic()
     try:
@@ -165,7 +167,7 @@ def coerced(spec: TaskSpec, name: str, value: Any, annotation: Any) -> Any:
     try:
         if _is_pydantics(annotation):
             return _by_pydantic(value, annotation)
-        return msgspec.convert(value, annotation, strict=False)  # pyright: ignore[reportUnknownVariableType]
+        return msgspec.convert(value, annotation, strict=False, dec_hook=_converted)  # pyright: ignore[reportUnknownVariableType]
     except (msgspec.ValidationError, ValueError) as error:
         raise ParameterValidationError(
             f"flow {spec.name!r}: parameter {name!r}: {error}, got {shown(value)}"
@@ -176,6 +178,15 @@ def coerced(spec: TaskSpec, name: str, value: Any, annotation: Any) -> Any:
                 f"flow {spec.name!r}: parameter {name!r} must be {annotation.__qualname__}, got {shown(value)}"
             ) from None
         return value
+
+
+def _converted(kind: Any, value: Any) -> Any:
+    """What msgspec asks about types that it does not know."""
+    if not isinstance(kind, type) or getattr(kind, "_is_protocol", False) or isinstance(value, kind):
+        return value
+    if isinstance(value, str) and issubclass(kind, os.PathLike):
+        return kind(value)  # type: ignore[call-arg]
+    raise TypeError(f"expected {kind.__qualname__}")
 
 
 def _is_pydantics(annotation: Any) -> bool:

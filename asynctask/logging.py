@@ -6,6 +6,7 @@ import builtins
 import logging
 import sys
 from collections.abc import Mapping, MutableMapping
+from contextvars import ContextVar
 from logging import INFO
 from typing import Any
 
@@ -47,17 +48,24 @@ def sends_prints(run: Run) -> bool:
 
 
 _print = builtins.print
+#: Whether what is printed here comes from a handler of the log that a print is on its way to.
+_is_routing: ContextVar[bool] = ContextVar("asynctask_is_routing", default=False)
 
 
 def _routed_print(*values: object, **options: Any) -> None:
     """`print`, as Python has it; but inside a run with `log_prints`, to the run's log."""
     run = current_run.get()
-    if run is None or options.get("file") not in (None, sys.stdout, sys.stderr) or not sends_prints(run):
+    is_ours = run is not None and options.get("file") in (None, sys.stdout, sys.stderr) and not _is_routing.get()
+    if run is None or not is_ours or not sends_prints(run):
         _print(*values, **options)
         return
     logger = get_run_logger()
     sep = options.get("sep")
-    logger.info("%s", (" " if sep is None else sep).join(map(str, values)))
+    token = _is_routing.set(True)
+    try:
+        logger.info("%s", (" " if sep is None else sep).join(map(str, values)))
+    finally:
+        _is_routing.reset(token)
     if not (logger.isEnabledFor(INFO) and logger.hasHandlers()):  # nobody listens: a print that vanished would be worse
         _print(*values, **options)
 

@@ -115,6 +115,12 @@ class AsyncioLoop:
     def new_future(self) -> asyncio.Future[None]:
         return self._loop.create_future()
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AsyncioLoop) and other._loop is self._loop
+
+    def __hash__(self) -> int:
+        return hash(self._loop)
+
     def is_here(self) -> bool:
         return self._running() is self._loop
 
@@ -188,6 +194,12 @@ class TrioLoop:
 
     def __init__(self, token: trio.lowlevel.TrioToken) -> None:
         self._token = token
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TrioLoop) and other._token is self._token
+
+    def __hash__(self) -> int:
+        return hash(self._token)
 
     def is_here(self) -> bool:
         lowlevel = _trio().lowlevel

@@ -54,15 +54,24 @@ LAST_SECONDS = 5.0
 class Scope:
     """Owns the runs submitted in it; the group that a closing flow or runtime waits for."""
 
-    __slots__ = ("_borrowed", "_home", "_outer", "_wakes", "children", "is_closed", "journal", "runtime")
+    __slots__ = ("_blocked", "_borrowed", "_home", "_outer", "_wakes", "children", "is_closed", "journal", "runtime")
 
-    def __init__(self, runtime: Runtime, outer: Scope | None = None, home: EventLoop | None = None) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        outer: Scope | None = None,
+        *,
+        home: EventLoop | None = None,
+        blocked: EventLoop | None = None,
+    ) -> None:
+        """`home` is the loop of an async flow; `blocked`, the one that a sync flow keeps from running, if any."""
         self.runtime = runtime
         self.journal = runtime.journal
         self.children: dict[int, Run] = {}
         self.is_closed = False
         self._outer = outer
         self._home = home
+        self._blocked = blocked
         self._borrowed: LoopThread | None = None
         self._wakes: list[Callable[[], None]] = []
 
@@ -134,18 +143,18 @@ class Scope:
         if self._outer is None:
             return self.runtime.own_loop() if here is None else here
         # The scope of a sync flow, whose thread is going to block: any loop but the one it blocks.
-        home = self._outer.loop_for_blocking_flow()
-        if home.is_here():
+        home = self._outer.loop_for_blocking_flow(self._blocked)
+        if home == self._blocked:
             self._borrowed = self.runtime.take_loop(home.backend)
             home = self._borrowed.loop
         self._home = home
         return home
 
-    def loop_for_blocking_flow(self) -> EventLoop:
+    def loop_for_blocking_flow(self, blocked: EventLoop | None) -> EventLoop:
         """The loop on which a sync flow inside this scope would have its runs, if it does not block that very loop."""
         if self._home is not None:
             return self._home
-        return self.runtime.own_loop() if self._outer is None else self._find_home(None)
+        return self.runtime.own_loop(blocked) if self._outer is None else self._find_home(None)
 
 
 def _start(run: Run, work: Work, context: contextvars.Context, port: Port) -> None:
@@ -344,12 +353,12 @@ class Runtime:
         async with outer(app) as state, self:
             yield state
 
-    def own_loop(self) -> EventLoop:
-        """The loop for runs submitted where none runs: the one this runtime was entered on, or one in a thread."""
+    def own_loop(self, blocked: EventLoop | None = None) -> EventLoop:
+        """The loop for runs submitted where none runs, or `blocked` does: that of this runtime, or one in a thread."""
         home = self._home
-        if home is not None and not home.is_here():
+        if home is not None and home != blocked:
             return home
-        here = home or current_loop()
+        here = home or blocked
         backend = "asyncio" if here is None else here.backend
         with self._lock:
             thread = self._own.get(backend)

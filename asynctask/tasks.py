@@ -202,34 +202,36 @@ class AsyncGeneratorTask(TaskDefinition[P], Generic[P, Y]):
 
 
 class GeneratorRun(Generator[Any, Any, Any]):
-    """A sync generator task's run, driven step by step in the thread that asks for the next value."""
+    """A sync generator task's run, driven step by step in the thread that asks for the next value.
+
+    One that is dropped is closed by Python as any generator is: `stream` never suspends on the blocking port. It has no
+    `__del__`, which could not even be entered at the bottom of an endless recursion.
+    """
 
     def __init__(self, run: Run, steps: AsyncGenerator[Any, Any]) -> None:
         self._run: Run | None = run
         self._steps = steps
 
     def __next__(self) -> Any:
-        return self._drive(self._steps.__anext__())
+        return self._drive(self._steps.__anext__)
 
     def send(self, value: Any) -> Any:
-        return self._drive(self._steps.asend(value))
+        return self._drive(self._steps.asend, value)
 
     def throw(self, typ: Any, val: Any = None, tb: Any = None) -> Any:
         error = typ if isinstance(typ, BaseException) else typ() if val is None else val
-        return self._drive(self._steps.athrow(error))
+        return self._drive(self._steps.athrow, error)
 
     def close(self) -> None:
-        self._drive(self._steps.aclose())
+        self._drive(self._steps.aclose)
 
-    def __del__(self) -> None:
-        self.close()
-
-    def _drive(self, step: Any) -> Any:
-        # These hooks are for loops that own async generators; this one belongs to nobody's loop.
+    def _drive(self, step: Callable[..., Any], *args: Any) -> Any:
+        # These hooks are for loops that own async generators; this one belongs to nobody's loop. The step is made only
+        # here, because making the first one calls the hooks.
         hooks = sys.get_asyncgen_hooks()
         sys.set_asyncgen_hooks(None, None)
         try:
-            return drive(step)
+            return drive(step(*args))
         except StopAsyncIteration:
             run, self._run = self._run, None  # what the body returned is given once, for `yield from`
             raise StopIteration(None if run is None else run.value) from None

@@ -349,9 +349,7 @@ def _warn_of_blocking(run: Run, seconds: float) -> None:
     """Say so if `run` has kept this thread, and the event loop in it, for long."""
     if seconds > settings.values.blocking_warning_seconds and loops.current_loop() is not None:
         kind, name = ("Flow" if run.spec.is_flow else "Task"), run.spec.name
-        advice = (
-            "make it async, or call it in a thread" if run.spec.is_flow else f"await {name}.submit(...)"
-        )
+        advice = "make it async, or call it in a thread" if run.spec.is_flow else f"await {name}.submit(...)"
         logger.warning("%s %r blocked the event loop for %.2f s; %s", kind, name, seconds, advice)
 
 

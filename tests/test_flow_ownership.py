@@ -292,3 +292,22 @@ async def test_subflows_are_runs_of_their_own_and_own_their_tasks():
     assert flows["inner"].parent_task_run_id == flows["outer"].id
     assert {run.flow_run_id for run in runs} == {flows["inner"].id, flows["outer"].id}
     assert all(run.tags == ["nightly"] for run in [*runs, *flows.values()])
+
+
+async def test_a_users_thread_that_submits_first_does_not_put_runs_on_the_loop_that_its_flow_blocks() -> None:
+    @task
+    async def answer() -> int:
+        await anyio.sleep(0)
+        return 42
+
+    @flow
+    def inline() -> int:
+        context = contextvars.copy_context()
+        box: list[TaskFuture[int]] = []
+        thread = threading.Thread(target=context.run, args=(lambda: box.append(answer.submit()),))
+        thread.start()
+        thread.join()
+        return box[0].result(timeout=10)
+
+    async with Runtime(store=MemoryStore()):
+        assert inline() == 42

@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import anyio
@@ -411,3 +412,13 @@ def test_the_name_of_a_flow_run_is_made_of_its_checked_parameters():
     state = daily("7", return_state=True)  # type: ignore[call-arg, arg-type]
     with get_client(sync_client=True) as client:
         assert client.read_flow_run(state.task_run_id).name == "on-007"
+
+
+def test_a_path_is_made_of_a_string_also_inside_a_list() -> None:
+    @flow
+    def read(path: Path, others: list[Path]) -> tuple[Path, list[Path]]:
+        return path, others
+
+    assert read("a/b", ["c"]) == (Path("a/b"), [Path("c")])  # type: ignore[arg-type]
+    with pytest.raises(ParameterValidationError, match=r"flow 'read': parameter 'path'"):
+        read(3, [])  # type: ignore[arg-type]

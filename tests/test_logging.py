@@ -282,3 +282,19 @@ def test_the_level_can_be_set_by_the_settings(log, caplog):
     caplog.set_level(logging.INFO, "asynctask")
     Runtime(store=MemoryStore())  # no level in the settings: left as it is
     assert logger.level == logging.INFO
+
+
+def test_a_log_handler_that_prints_does_not_send_its_print_to_the_log_again(capsys, log):
+    class Shouting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            print("heard", record.getMessage())
+
+    shouting = Shouting()
+    logging.getLogger(RUNS).addHandler(shouting)
+    try:
+        task(name="work", log_prints=True)(lambda: print("hello"))()
+    finally:
+        logging.getLogger(RUNS).removeHandler(shouting)
+
+    assert said(log) == [("work", "hello")]
+    assert capsys.readouterr().out == "heard hello\n"

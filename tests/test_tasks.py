@@ -217,6 +217,25 @@ def test_the_return_value_of_a_generator_task_reaches_yield_from() -> None:
     assert stopped.value.value == "the end"
 
 
+async def test_a_generator_task_that_is_dropped_is_closed_at_once_also_on_a_loop() -> None:
+    ended: list[str] = []
+
+    @task(on_completion=lambda t, r, s: ended.append(s.message))
+    def values() -> Iterator[int]:
+        try:
+            yield from range(10)
+        finally:
+            ended.append("cleaned up")
+
+    for value in values():
+        assert value == 0
+        break
+    assert ended == ["cleaned up", "closed before its end"]
+    never_begun = values()
+    del never_begun
+    assert len(ended) == 2
+
+
 async def test_an_async_generator_task_is_an_async_iterator() -> None:
     assert isinstance(acount, AsyncGeneratorTask)
     assert [value async for value in acount(3)] == [0, 1, 2]
