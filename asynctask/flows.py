@@ -65,7 +65,7 @@ class FlowDefinition(Definition[P]):
 class Flow(FlowDefinition[P], Generic[P, R]):
     """A flow whose function is plain: `f(x)` runs in this thread; it may submit async tasks all the same."""
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run now, in this thread; the value, or with `return_state=True` the final `State`."""
         return driven(*self._special_run(args, kwargs))  # type: ignore[no-any-return]
 
@@ -80,7 +80,7 @@ class Flow(FlowDefinition[P], Generic[P, R]):
 class AsyncFlow(FlowDefinition[P], Generic[P, R]):
     """A flow whose function is async: `await f(x)`."""
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
         """A coroutine that runs the flow here and gives its value, or with `return_state=True` its final `State`."""
         run, return_state = self._special_run(args, kwargs)
         work = execute(run, run.inside.runtime.loop_port)

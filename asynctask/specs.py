@@ -66,8 +66,11 @@ class TaskSpec(msgspec.Struct, eq=False, weakref=True, dict=True):
         try:
             bound = self.signature.bind(*args, **kwargs)
         except TypeError as error:
+            what = "flow" if self.is_flow else "task"
+            hint = "; under @classmethod only a call passes the class on (from Python 3.13): put @task on top"
+            is_class_method = next(iter(self.signature.parameters), None) == "cls" and not self.is_flow
             raise ParameterBindError(
-                f"{'flow' if self.is_flow else 'task'} {self.name!r}: {error}; its signature is {self.signature}"
+                f"{what} {self.name!r}: {error}; its signature is {self.signature}{hint if is_class_method else ''}"
             ) from None
         bound.apply_defaults()
         return bound.arguments
