@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import typing
 from collections.abc import Callable, Coroutine, Iterator
@@ -184,8 +183,9 @@ def _converted(kind: Any, value: Any) -> Any:
     """What msgspec asks about types that it does not know."""
     if not isinstance(kind, type) or getattr(kind, "_is_protocol", False) or isinstance(value, kind):
         return value
-    if isinstance(value, str) and issubclass(kind, os.PathLike):
-        return kind(value)  # type: ignore[call-arg]
+    pathlib = sys.modules.get("pathlib")  # imported by whoever wrote the annotation
+    if pathlib is not None and isinstance(value, str) and issubclass(kind, pathlib.PurePath):
+        return kind(value)
     raise TypeError(f"expected {kind.__qualname__}")
 
 
