@@ -253,12 +253,16 @@ _known: tuple[asyncio.AbstractEventLoop | None, AsyncioLoop | None] = (None, Non
 _known_trio: tuple[trio.lowlevel.TrioToken | None, TrioLoop | None] = (None, None)
 
 
+_modules = sys.modules
+
+
 def current_loop() -> EventLoop | None:
     """The event loop that runs in this thread, under which this code runs; None in plain code."""
     global _known, _known_trio
-    running = _asyncio_running()
-    if "trio" in sys.modules:
-        lowlevel = _trio().lowlevel
+    asyncio = _modules.get("asyncio")  # as in `_asyncio_running`; a call less, at each submit
+    running = None if asyncio is None else asyncio._get_running_loop()
+    if "trio" in _modules:
+        lowlevel = _modules["trio"].lowlevel
         # In trio's guest mode both run in one thread; the task under way decides.
         if lowlevel.in_trio_run() and (running is None or lowlevel.in_trio_task()):
             token = lowlevel.current_trio_token()

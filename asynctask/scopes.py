@@ -117,8 +117,9 @@ class Scope:
 
     def forget(self, run: Run) -> None:
         """`run` is settled, in the last step of its child task."""
-        self.children.pop(run.number, None)
-        if not self.children:
+        children = self.children
+        children.pop(run.number, None)
+        if self._wakes and not children:
             self._wake()
 
     def close(self) -> None:
