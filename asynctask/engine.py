@@ -173,7 +173,8 @@ async def stream(run: Run, port: Port) -> AsyncGenerator[Any, Any]:
         except RecursionError:
             run.journal.unsettled = (run, run.journal.unsettled)
         leave_context(token)
-        body = None
+        if body is not None:
+            body.let_go()
         del run, token
 
 
@@ -183,7 +184,7 @@ class Steps:
     __slots__ = ("_generator", "_is_async", "_left", "_port", "_run", "has_yielded", "is_over")
 
     def __init__(self, run: Run, port: Port) -> None:
-        self._run = run
+        self._run: Any = run
         self._port = port
         self._generator: Any = None
         self._is_async = run.spec.is_async
@@ -211,6 +212,10 @@ class Steps:
             await generator.aclose()
         else:
             generator.close()
+
+    def let_go(self) -> None:
+        """Over: the traceback of what the body raised leads here, and must not lead on to the run."""
+        self._run = self._generator = None
 
     async def _step(self, step: Callable[[], Any]) -> Any:
         if self._left == 0.0:  # used up by steps that never let anybody stop them

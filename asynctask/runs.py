@@ -63,6 +63,9 @@ class Trace(msgspec.Struct, eq=False, gc=False):
     given_name: str | None = None
     upstream: list[int] | None = None
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r} {self.states[-1].name}>"
+
     @property
     def id(self) -> UUID:
         return UUID(int=self.number)

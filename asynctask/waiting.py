@@ -118,9 +118,12 @@ class Loop:
         return body if spec.options.timeout is None else self._call_in_time(run, body, spec.options.timeout)
 
     async def _call_in_time(self, run: Run, body: Awaitable[Any], timeout: float) -> Any:
-        with in_time(timeout):
-            return await body
-        raise timed_out(run)
+        try:
+            with in_time(timeout):
+                return await body
+            raise timed_out(run)
+        finally:
+            del run, body  # the traceback of what the body raises leads to this frame; see `execute`
 
     async def _call_in_executor(self, run: Run) -> Any:
         body = Body(run)
@@ -243,9 +246,12 @@ class Loop:
     async def step(self, run: Run, step: Callable[[], Any], left: float | None) -> Any:
         if left is None:
             return await step()
-        with in_time(left):
-            return await step()
-        raise timed_out(run)
+        try:
+            with in_time(left):
+                return await step()
+            raise timed_out(run)
+        finally:
+            del run, step
 
 
 class in_time:
@@ -342,7 +348,10 @@ class Blocking:
         return _run_coroutine(made) if inspect.iscoroutine(made) else made
 
     async def step(self, run: Run, step: Callable[[], Any], left: float | None) -> Any:
-        return step() if left is None else call_within(run, left, step)
+        try:
+            return step() if left is None else call_within(run, left, step)
+        finally:
+            del run, step
 
 
 def _warn_of_blocking(run: Run, seconds: float) -> None:

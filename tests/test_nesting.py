@@ -121,7 +121,9 @@ def test_sync_tasks_nest_as_deep_as_the_recursion_limit_allows() -> None:
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(20_000)
     try:
-        assert down(2_000) == 2_000
+        # From 3.12 on, what is called through C (a coroutine's `send`) has a limit of its own, which nobody can raise.
+        depth = 2_000 if sys.version_info < (3, 12) else 300
+        assert down(depth) == depth
     finally:
         sys.setrecursionlimit(limit)
 
