@@ -19,6 +19,7 @@ from typing import Any
 from .errors import Interrupted, TaskTimeoutError
 from .limits import Slots
 from .runs import Run, Yielded
+from .states import RUNNING
 
 logger = logging.getLogger("asynctask")
 
@@ -97,6 +98,7 @@ class Body:
                 if self._sent:  # in the moment between the pool's taking it and this line
                     raise Interrupted
                 self._thread = threading.get_ident()
+                self._begin()
             self._pool = place.pool
             if self.on_start is not None:
                 self.on_start()
@@ -107,6 +109,16 @@ class Body:
             except Interrupted:  # sent just before, and landed only here; there is no second one
                 self._leave()
             del self, run  # the traceback of what the body raised leads to this frame; see `execute`
+
+    def _begin(self) -> None:
+        """Enter Running here, where the body begins, unless its hooks had to see that before: a queue is no running.
+
+        Under the lock, so that who interrupts it, and then enters another state, does so before or after.
+        """
+        run = self.run
+        run.blocker = None
+        if run.states[-1].type is not RUNNING:
+            run.enter(RUNNING, "Running" if run.run_count == 0 else "Retrying")
 
     def interrupt(self, on_end: Callable[[], None]) -> bool:
         """Raise `Interrupted` in the body at its next bytecode. False if it is not in the body (any more).

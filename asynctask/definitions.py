@@ -7,13 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import (
-    AsyncIterable,
-    AsyncIterator,
-    Callable,
-    Coroutine,
-    Iterable,
-)
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
 from types import MethodType
 from typing import Any, Generic, ParamSpec, Self, TypeVar, Unpack, cast
 
@@ -26,7 +20,6 @@ from .errors import BlockingWaitError, OptionError
 from .futures import TaskFuture, TaskFutureList, lending
 from .logging import route_prints
 from .options import Around, Hook, TaskOptions, check_options
-from .retries import exponential_backoff as exponential_backoff
 from .runs import Handle, Run, current_run, current_tags
 from .scopes import Scope, runtime_here
 from .settings import settings
@@ -107,7 +100,7 @@ class Definition(Generic[P]):
         if self._bound:
             args = self._bound + args
         if kwargs or not spec.least <= len(args) <= spec.most:
-            spec.check_call(args, kwargs)
+            spec.parameters(args, kwargs)  # raises if they do not fit; the common case cost a comparison
         tags = current_tags.get()
         tags = spec.options.tags if tags is None else spec.options.tags | tags
         parent = current_run.get()

@@ -58,7 +58,8 @@ async def execute(run: Run, port: Port) -> Any:
         while True:
             slots = await slots_taken(run, port) if run.tags else None
             try:
-                run.enter(RUNNING, "Running" if attempt == 1 else "Retrying")
+                if spec.is_async or not port.is_async or options.on_running:  # else `port.call` does, where it begins
+                    run.enter(RUNNING, "Running" if attempt == 1 else "Retrying")
                 if options.on_running:
                     await port.call_hooks(options.on_running, run, run.state)
                 made = port.call(run) if spec.enclose is None else spec.enclose(run, port)

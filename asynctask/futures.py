@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
@@ -20,6 +21,7 @@ from .waiting import block_until_settled, logger, refuse_to_hang
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
+_NO_TIMEOUT = nullcontext()
 _AWAIT = "write `await future` (or `await future.wait_async()`) instead"
 
 
@@ -228,17 +230,6 @@ class _Woken:
         self._run.forget(self._wake)
         if self._wake in self._yielded.waiters:
             self._yielded.waiters.remove(self._wake)
-
-
-class _NoTimeout:
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-
-_NO_TIMEOUT = _NoTimeout()
 
 
 class lending:

@@ -6,7 +6,6 @@ checked again; `Options` is what the rest of the code reads.
 
 from __future__ import annotations
 
-import inspect
 import math
 import string
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -280,6 +279,4 @@ def _shown(value: object) -> str:
         text = repr(value)
     except Exception:
         text = f"<{type(value).__name__}>"
-    if inspect.isroutine(value) or len(text) > 80:
-        text = text[:77] + "..." if len(text) > 80 else text
-    return text
+    return text if len(text) <= 80 else text[:77] + "..."

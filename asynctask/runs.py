@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -254,14 +254,13 @@ class Run(Trace, eq=False, gc=True, weakref=True):
 
     @property
     def is_final(self) -> bool:
-        last = self.states[-1]
-        return last.type.is_final or last.name == "NotReady"
+        return self.states[-1].is_final()
 
     @property
     def state(self) -> State:
         """The current state; a final one carries the run's value or exception as `data`."""
         last = self.states[-1]
-        if not (last.type.is_final or last.name == "NotReady"):
+        if not last.is_final():
             return last
         data = self.value if last.type is COMPLETED else self.error
         return Outcome(last.type, last.name, last.time, last.message, data, self.number)
@@ -398,8 +397,3 @@ def shown(value: object, limit: int = 200) -> str:
     except Exception as error:
         return f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
     return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
-def instant(seconds: float) -> datetime:
-    """A wall-clock time inside (seconds since the epoch) as people see it (aware, UTC)."""
-    return datetime.fromtimestamp(seconds, UTC)

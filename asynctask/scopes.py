@@ -168,14 +168,8 @@ def _start(run: Run, work: Work, context: contextvars.Context, port: Port) -> No
 
 
 def _refuse(run: Run, work: Work, port: Port) -> None:
-    """Its loop takes no more: the run ends here."""
-    work.close()
-    if not run.is_settled:
-        _end_unstarted(run, port)
-
-
-def _end_unstarted(run: Run, port: Port) -> None:
-    """The last word on a run whose coroutine never began, or that will not end (rule 4)."""
+    """Its loop takes no more: the run ends here (rule 4)."""
+    work.close()  # a coroutine that was begun ends its run itself
     if not run.is_final:
         if run.cancel_reason is not None:
             run.enter(CANCELLED, "Cancelled", run.cancel_reason)
@@ -416,13 +410,6 @@ def runtime_here() -> Runtime:
     if runtime.is_closed:
         raise RuntimeClosedError(f"runtime {runtime.name!r} is closed; call tasks inside `async with Runtime()`")
     return runtime
-
-
-def scope_here() -> Scope:
-    """The scope that owns what is submitted here."""
-    run = current_run.get()
-    scope: Scope | None = None if run is None else run.inside
-    return runtime_here().root if scope is None else scope
 
 
 def _open_default() -> Runtime:

@@ -53,11 +53,6 @@ class TaskSpec(msgspec.Struct, eq=False, weakref=True, dict=True):
         except (TypeError, ValueError):  # a builtin that does not tell: only the call itself knows what fits
             return inspect.signature(_anything)
 
-    def check_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Raise `ParameterBindError` if the arguments do not fit; the common case costs a comparison."""
-        if kwargs or not self.least <= len(args) <= self.most:
-            self.parameters(args, kwargs)
-
     def parameters(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments by parameter name, with defaults filled in.
 

@@ -133,6 +133,7 @@ class Loop:
         ended = loop.waker()
         if started is not None:
             body.on_start = started.wake
+        run.blocker = "a free thread"
         future = self.services.executor(run).submit(loops.context_for_thread().run, body)
         future.add_done_callback(lambda _: ended.wake())
         try:

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 import asynctask.runners
-from asynctask import Runtime, ThreadPoolTaskRunner, flow, task
+from asynctask import Runtime, TaskFuture, ThreadPoolTaskRunner, flow, task
 from asynctask.errors import OptionError
 from asynctask.runners import ThreadPool
 from asynctask.stores.memory import MemoryStore
@@ -18,6 +18,11 @@ from asynctask.stores.memory import MemoryStore
 
 def fresh(workers: int | None = None) -> Runtime:
     return Runtime(store=MemoryStore(), task_runner=None if workers is None else ThreadPoolTaskRunner(workers))
+
+
+def is_handed_over(future: TaskFuture[Any]) -> bool:
+    """Whether the runner has its body: in a thread, or waiting for a free one."""
+    return future.state.is_running() or future.run.waiting_on == "a free thread"
 
 
 async def until(holds: Callable[[], Any]) -> None:
@@ -65,7 +70,7 @@ async def test_calls_are_served_in_the_order_in_which_they_came():
         futures = []
         for number in range(5):  # one by one: trio starts tasks of one moment in any order
             futures.append(work.submit(number))
-            await until(lambda: futures[-1].state.is_running())
+            await until(lambda: is_handed_over(futures[-1]))
         gate.set()
         for future in futures:
             await future
@@ -244,7 +249,7 @@ async def test_a_runtime_that_closes_does_not_drop_what_another_one_queued_on_th
 
     async with Runtime(store=MemoryStore(), task_runner=runner):
         futures = [blocked.submit() for _ in range(3)]
-        await until(lambda: all(future.state.is_running() for future in futures))
+        await until(lambda: all(map(is_handed_over, futures)))
         async with Runtime(store=MemoryStore(), task_runner=runner):
             pass
         gate.set()

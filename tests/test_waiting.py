@@ -326,9 +326,29 @@ async def test_waiting_for_a_free_thread_is_no_part_of_the_attempt(runtime: Runt
     assert await anyio.to_thread.run_sync(started.wait, SOON)
     second = quick.submit()
     await anyio.sleep(0.1)
-    assert second.state.name == "Running"
+    assert (second.state.name, second.run.waiting_on) == ("Pending", "a free thread")
     release.set()
     assert await second == "in time"
+    assert second.run.total_run_time < 0.1
+    await first
+
+
+async def test_a_run_waiting_for_a_free_thread_is_cancelled_without_ever_running(runtime: Runtime) -> None:
+    started, release = threading.Event(), threading.Event()
+
+    @task
+    def holder() -> None:
+        started.set()
+        assert release.wait(SOON)
+
+    first = holder.submit()
+    assert await anyio.to_thread.run_sync(started.wait, SOON)
+    second = task(lambda: pytest.fail("it ran")).submit()
+    while second.run.waiting_on is None:
+        await anyio.sleep(0)
+    second.cancel()
+    assert [state.name for state in (await second.wait_async() and second.run.states)] == ["Pending", "Cancelled"]
+    release.set()
     await first
 
 
