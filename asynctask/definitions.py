@@ -9,7 +9,7 @@ import functools
 import inspect
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
 from types import MethodType
-from typing import Any, Generic, ParamSpec, Self, TypeVar, Unpack, cast
+from typing import Any, Generic, ParamSpec, Self, TypeVar, Unpack, cast, overload
 
 import msgspec
 
@@ -29,6 +29,7 @@ from .streams import Stream, Window
 from .waiting import block_until_settled, drive
 
 P = ParamSpec("P")
+R = TypeVar("R")
 H = TypeVar("H", bound=Hook)
 
 #: Shared by all runs without keyword arguments: nobody writes to it, and 100,000 runs keep no empty dicts.
@@ -181,8 +182,8 @@ class Definition(Generic[P]):
         return f"<{type(self).__name__} {self.name!r}>"
 
 
-class TaskDefinition(Definition[P]):
-    """What the four kinds of task have in common: submitting, in all forms."""
+class TaskDefinition(Definition[P], Generic[P, R]):
+    """What the four kinds of task have in common: submitting, in all forms. A submitted run gives an `R`."""
 
     @property
     def task_key(self) -> str:
@@ -201,7 +202,17 @@ class TaskDefinition(Definition[P]):
         """A copy with the named options replaced; None clears one. Raises `OptionError` as the decorator does."""
         return self._with(cast("dict[str, Any]", options))
 
-    def _submit(self, args: tuple[Any, ...], kwargs: dict[str, Any], wait_for: object) -> TaskFuture[Any]:
+    @overload
+    def submit(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]: ...
+    @overload
+    def submit(self, /, *args: Any, wait_for: Iterable[Any] | None = ..., **kwargs: Any) -> TaskFuture[R]: ...
+    def submit(self, /, *args: Any, wait_for: Iterable[Any] | None = None, **kwargs: Any) -> TaskFuture[R]:
+        """Start a run beside the caller and return its future at once: on a thread, or if async on an event loop.
+
+        Futures and states among the arguments are waited for first; so is `wait_for`, without passing data. The result
+        of a generator is the list of its values; its future can be iterated over while it runs. `return_state=True`
+        blocks until the run is over and gives its final `State`, for scripts that want it here too.
+        """
         return_state = kwargs.pop("return_state", False) if kwargs else False
         run = self._new_run(args, kwargs)
         if wait_for is not None:
@@ -210,7 +221,8 @@ class TaskDefinition(Definition[P]):
         future = scope.submit(run)
         return cast("Any", future.wait()) if return_state else future
 
-    def _map(self, args: tuple[Any, ...], kwargs: dict[str, Any], wait_for: object) -> TaskFutureList[Any]:
+    def map(self, /, *args: Any, wait_for: Iterable[Any] | None = None, **kwargs: Any) -> TaskFutureList[R]:
+        """Submit one run per element of the iterable arguments; `unmapped(v)`, strings and bytes are passed to all."""
         return_state = kwargs.pop("return_state", False)
         upstream = self._checked_wait_for(wait_for)  # once: an iterator serves every run
         for future in inputs.mapped_futures(args, kwargs):
@@ -221,7 +233,7 @@ class TaskDefinition(Definition[P]):
                 raise BlockingWaitError(f"task {self.name!r}: map() over a future: {error}") from None
             upstream = (*upstream, allow_failure(future))  # so that each run knows where its element came from
         calls = inputs.spread(self.name, args, kwargs)
-        futures = TaskFutureList(self._submit(*call, upstream) for call in calls)
+        futures = TaskFutureList(self.submit(*each, wait_for=upstream, **named) for each, named in calls)
         return cast("Any", futures.wait()) if return_state else futures
 
     def _stream(
@@ -237,7 +249,7 @@ class TaskDefinition(Definition[P]):
             )
         if not isinstance(source, (Iterable, AsyncIterable)):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise OptionError(f"task {self.name!r}: stream() needs an iterable or async iterable, not {source!r}")
-        window = Window(lambda value: self._submit((value,), {}, None), source, concurrency, ordered)
+        window = Window(lambda value: self.submit(value), source, concurrency, ordered)
         return Stream(window, return_exceptions)
 
 

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -33,8 +32,6 @@ from .loops import begun, is_cancellation
 from .runs import Run, current_run
 from .states import COMPLETED, RUNNING, SCHEDULED
 from .waiting import Port
-
-logger = logging.getLogger("asynctask")
 
 
 async def execute(run: Run, port: Port) -> Any:

@@ -12,12 +12,11 @@ from uuid import UUID
 from .runs import Run, current_run
 
 
-class TaskRunView:
-    """The task run whose body is executing here."""
+class RunView:
+    """What task runs and flow runs show alike."""
 
     def _run(self) -> Run | None:
-        run = current_run.get()
-        return None if run is None or run.spec.is_flow else run
+        raise NotImplementedError
 
     @property
     def id(self) -> UUID | None:
@@ -36,6 +35,7 @@ class TaskRunView:
 
     @property
     def parameters(self) -> dict[str, Any]:
+        """The arguments by name, defaults included."""
         run = self._run()
         return {} if run is None else run.parameters
 
@@ -44,6 +44,20 @@ class TaskRunView:
         """Which attempt this is, from 1."""
         run = self._run()
         return 0 if run is None else run.run_count
+
+    @property
+    def start_time(self) -> datetime | None:
+        """When the first attempt started; aware, UTC."""
+        run = self._run()
+        return None if run is None else run.start_time
+
+
+class TaskRunView(RunView):
+    """The task run whose body is executing here."""
+
+    def _run(self) -> Run | None:
+        run = current_run.get()
+        return None if run is None or run.spec.is_flow else run
 
     @property
     def task_name(self) -> str | None:
@@ -55,13 +69,8 @@ class TaskRunView:
         run = self._run()
         return None if run is None else run.flow_run_id
 
-    @property
-    def start_time(self) -> datetime | None:
-        run = self._run()
-        return None if run is None else run.start_time
 
-
-class FlowRunView:
+class FlowRunView(RunView):
     """The flow run that owns the code executing here."""
 
     def _run(self) -> Run | None:
@@ -69,45 +78,14 @@ class FlowRunView:
         return run if run is None or run.spec.is_flow else run.flow
 
     @property
-    def id(self) -> UUID | None:
-        run = self._run()
-        return None if run is None else run.id
-
-    @property
-    def name(self) -> str | None:
-        run = self._run()
-        return None if run is None else run.name
-
-    @property
-    def tags(self) -> list[str]:
-        run = self._run()
-        return [] if run is None else sorted(run.tags)
-
-    @property
     def flow_name(self) -> str | None:
         run = self._run()
         return None if run is None else run.spec.name
 
     @property
-    def parameters(self) -> dict[str, Any]:
-        run = self._run()
-        return {} if run is None else run.parameters
-
-    @property
-    def run_count(self) -> int:
-        """Which attempt this is, from 1."""
-        run = self._run()
-        return 0 if run is None else run.run_count
-
-    @property
     def parent_flow_run_id(self) -> UUID | None:
         run = self._run()
         return None if run is None or run.flow is None else run.flow.id
-
-    @property
-    def start_time(self) -> datetime | None:
-        run = self._run()
-        return None if run is None else run.start_time
 
 
 task_run = TaskRunView()

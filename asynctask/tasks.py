@@ -25,7 +25,6 @@ from .definitions import Definition, TaskDefinition, driven, final_state
 from .endings import NEED_CARE
 from .engine import execute, stream
 from .errors import OptionError
-from .futures import TaskFuture, TaskFutureList
 from .options import TaskOptions
 from .retries import exponential_backoff as exponential_backoff
 from .runs import Run, current_tags
@@ -38,7 +37,7 @@ R = TypeVar("R")
 Y = TypeVar("Y")
 
 
-class Task(TaskDefinition[P], Generic[P, R]):
+class Task(TaskDefinition[P, R]):
     """A task whose function is plain: `t(x)` runs in this thread and returns the value."""
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -53,22 +52,6 @@ class Task(TaskDefinition[P], Generic[P, R]):
 
     def _call_specially(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return driven(*self._special_run(args, kwargs))
-
-    @overload
-    def submit(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]: ...
-    @overload
-    def submit(self, /, *args: Any, wait_for: Iterable[Any] | None = ..., **kwargs: Any) -> TaskFuture[R]: ...
-    def submit(self, /, *args: Any, wait_for: Iterable[Any] | None = None, **kwargs: Any) -> TaskFuture[R]:
-        """Start a run beside the caller, on a thread, and return its future at once.
-
-        Futures and states among the arguments are waited for first; so is `wait_for`, without passing data.
-        `return_state=True` blocks until the run is over and gives its final `State`, for scripts that want it here too.
-        """
-        return self._submit(args, kwargs, wait_for)
-
-    def map(self, /, *args: Any, wait_for: Iterable[Any] | None = None, **kwargs: Any) -> TaskFutureList[R]:
-        """Submit one run per element of the iterable arguments; `unmapped(v)`, strings and bytes are passed to all."""
-        return self._map(args, kwargs, wait_for)
 
     def stream(
         self,
@@ -93,7 +76,7 @@ class Task(TaskDefinition[P], Generic[P, R]):
         return self._bind(instance, owner)
 
 
-class AsyncTask(TaskDefinition[P], Generic[P, R]):
+class AsyncTask(TaskDefinition[P, R]):
     """A task whose function is async: `await t(x)`."""
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
@@ -107,18 +90,6 @@ class AsyncTask(TaskDefinition[P], Generic[P, R]):
         run, return_state = self._special_run(args, kwargs)
         work = execute(run, run.inside.runtime.loop_port)
         return final_state(run, work) if return_state else work
-
-    @overload
-    def submit(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]: ...
-    @overload
-    def submit(self, /, *args: Any, wait_for: Iterable[Any] | None = ..., **kwargs: Any) -> TaskFuture[R]: ...
-    def submit(self, /, *args: Any, wait_for: Iterable[Any] | None = None, **kwargs: Any) -> TaskFuture[R]:
-        """Start a run beside the caller, on the event loop, and return its future at once; see `Task.submit`."""
-        return self._submit(args, kwargs, wait_for)
-
-    def map(self, /, *args: Any, wait_for: Iterable[Any] | None = None, **kwargs: Any) -> TaskFutureList[R]:
-        """Submit one run per element of the iterable arguments; see `Task.map`."""
-        return self._map(args, kwargs, wait_for)
 
     def stream(
         self,
@@ -141,7 +112,7 @@ class AsyncTask(TaskDefinition[P], Generic[P, R]):
         return self._bind(instance, owner)
 
 
-class GeneratorTask(TaskDefinition[P], Generic[P, Y]):
+class GeneratorTask(TaskDefinition[P, list[Y]], Generic[P, Y]):
     """A task whose function is a generator: `for value in t(x)`; submitted, its result is the list of values."""
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Generator[Y, Any, Any]:
@@ -154,14 +125,6 @@ class GeneratorTask(TaskDefinition[P], Generic[P, Y]):
         finally:
             del run  # as in Task.__call__
 
-    def submit(self, /, *args: Any, wait_for: Iterable[Any] | None = None, **kwargs: Any) -> TaskFuture[list[Y]]:
-        """Run the generator beside the caller, on a thread; the future can be iterated over while it runs."""
-        return self._submit(args, kwargs, wait_for)
-
-    def map(self, /, *args: Any, wait_for: Iterable[Any] | None = None, **kwargs: Any) -> TaskFutureList[list[Y]]:
-        """Submit one run per element of the iterable arguments; see `Task.map`."""
-        return self._map(args, kwargs, wait_for)
-
     @overload
     def __get__(self, instance: None, owner: type) -> GeneratorTask[P, Y]: ...
     @overload
@@ -172,7 +135,7 @@ class GeneratorTask(TaskDefinition[P], Generic[P, Y]):
         return self._bind(instance, owner)
 
 
-class AsyncGeneratorTask(TaskDefinition[P], Generic[P, Y]):
+class AsyncGeneratorTask(TaskDefinition[P, list[Y]], Generic[P, Y]):
     """A task whose function is an async generator: `async for value in t(x)`."""
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[Y, Any]:
@@ -182,14 +145,6 @@ class AsyncGeneratorTask(TaskDefinition[P], Generic[P, Y]):
         if return_state:
             return final_state(run, execute(run, port))  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
         return stream(run, port)
-
-    def submit(self, /, *args: Any, wait_for: Iterable[Any] | None = None, **kwargs: Any) -> TaskFuture[list[Y]]:
-        """Run the generator beside the caller; the future can be iterated over while it runs."""
-        return self._submit(args, kwargs, wait_for)
-
-    def map(self, /, *args: Any, wait_for: Iterable[Any] | None = None, **kwargs: Any) -> TaskFutureList[list[Y]]:
-        """Submit one run per element of the iterable arguments; see `Task.map`."""
-        return self._map(args, kwargs, wait_for)
 
     @overload
     def __get__(self, instance: None, owner: type) -> AsyncGeneratorTask[P, Y]: ...
@@ -290,7 +245,7 @@ class TaskDecorator:
         return make_task(fn, self._options)
 
 
-def make_task(fn: Any, options: dict[str, Any]) -> TaskDefinition[Any]:
+def make_task(fn: Any, options: dict[str, Any]) -> TaskDefinition[Any, Any]:
     """The task of a function, of the class that fits its kind."""
     plain = plain_function(fn)
     if isinstance(plain, Definition):
