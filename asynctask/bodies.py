@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from types import GeneratorType
@@ -58,7 +59,8 @@ async def collect_async(run: Run) -> list[Any]:
 
 def timed_out(run: Run) -> TaskTimeoutError:
     """The error of an attempt of `run` that took too long."""
-    error = TaskTimeoutError(f"task {run.spec.name!r} exceeded its timeout of {run.spec.options.timeout:g} second(s)")
+    spec = run.spec
+    error = TaskTimeoutError(f"{spec.what} {spec.name!r} exceeded its timeout of {spec.options.timeout:g} second(s)")
     run.timeout_error = error
     return error
 
@@ -201,7 +203,8 @@ def call_within(run: Run, seconds: float, call: Callable[[], Any]) -> Any:
     value = None
     try:
         try:
-            watch.start()  # inside, because the time may be up before it returns
+            with uninterrupted():
+                watch.start()  # inside, because the time may be up before it returns
             value = call()
         except Interrupted:
             if not sent:  # somebody else's: an outer call of this thread timed out
@@ -225,15 +228,79 @@ def call_within(run: Run, seconds: float, call: Callable[[], Any]) -> Any:
 
 def raise_in_thread(thread: int, error: type[BaseException] | None) -> None:
     """Raise in another thread at its next bytecode; None takes back one that has not landed."""
+    with _sending:
+        careful = _careful.get(thread)
+        if careful is not None and error is not None:
+            careful.interrupt(error)
+        elif error is None or sys.version_info >= (3, 12):
+            _set_error(thread, error)
+        else:
+            # In 3.11 a thread that is being started goes by the number of the one that starts it, until its first
+            # line. It would get the interrupt instead, and die of it, and the other would wait for it for ever.
+            while True:
+                with threading._active_limbo_lock:  # type: ignore[attr-defined]
+                    if not threading._limbo:  # type: ignore[attr-defined]
+                        _set_error(thread, error)
+                        return
+                threading.Event().wait(0.0001)
+
+
+def _set_error(thread: int, error: type[BaseException] | None) -> None:
     import ctypes  # 2 ms, for who needs to interrupt something
 
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error) if error else None)
-    if error is not None and (ready := _blocked.get(thread)) is not None:
-        ready.set()
 
 
-#: What each thread blocks on in a wait of ours, so that an interrupt need not wait for the end of the wait.
-_blocked: dict[int, threading.Event] = {}
+class uninterrupted:
+    """For the length of a `with`, an interrupt of this thread waits for the end of it, and sets `ready` meanwhile.
+
+    Landing between two bytecodes of ours, it could leave a lock of a pool or of an event locked for good.
+    """
+
+    __slots__ = ("_error", "_outer", "_ready", "_thread")
+
+    def __init__(self, ready: threading.Event | None = None) -> None:
+        self._ready = ready
+        self._error: type[BaseException] | None = None
+        self._thread = threading.get_ident()
+        self._outer = _careful.get(self._thread)
+
+    def __enter__(self) -> None:
+        try:
+            with _sending:
+                _careful[self._thread] = self
+        except BaseException:  # one that was under way lands here at the latest, and there is no `__exit__` then
+            self._leave()
+            raise
+
+    def __exit__(self, *error: object) -> None:
+        self._leave()
+        if self._error is None:
+            return
+        if self._outer is None:
+            raise self._error
+        self._outer.interrupt(self._error)
+
+    def interrupt(self, error: type[BaseException]) -> None:
+        self._error = error
+        if self._ready is not None:
+            self._ready.set()
+
+    def _leave(self) -> None:
+        with _sending:
+            if self._outer is None:
+                _careful.pop(self._thread, None)
+            else:
+                _careful[self._thread] = self._outer
+
+
+def is_uninterrupted() -> bool:
+    """Whether this thread is inside such a `with`."""
+    return threading.get_ident() in _careful
+
+
+_careful: dict[int, uninterrupted] = {}
+_sending = threading.Lock()
 
 
 def block_on(ready: threading.Event, timeout: float | None = None) -> bool:
@@ -241,13 +308,8 @@ def block_on(ready: threading.Event, timeout: float | None = None) -> bool:
 
     Every blocking wait of ours is this one: a timeout or a cancellation of the body in this thread ends it at once.
     """
-    thread = threading.get_ident()
-    _blocked[thread] = ready
-    try:
-        with place_lent():
-            return ready.wait(timeout)
-    finally:
-        _blocked.pop(thread, None)
+    with uninterrupted(ready), place_lent():
+        return ready.wait(timeout)
 
 
 class _Place(threading.local):

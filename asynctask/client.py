@@ -76,9 +76,15 @@ class Client:
         name: str | None = None,
         limit: int = 200,
     ) -> list[TaskRun]:
-        """Task runs that fit all filters, the newest first, at most `limit`. `tags` must all be there."""
+        """Task runs that fit all filters, the newest first, at most `limit`. `tags` must all be there.
+
+        Raises `OptionError` for a filter that could fit nothing.
+        """
+        if isinstance(tags, str):
+            raise OptionError(f"read_task_runs(tags=...) must be a collection of strings (write [{tags!r}])")
+        _check_limit("read_task_runs", limit)
         which = RunFilter(
-            state_type=None if state_type is None else StateType(state_type),
+            state_type=None if state_type is None else _state_type(state_type),
             state_name=state_name,
             tags=frozenset(tags),
             task_name=task_name,
@@ -98,6 +104,7 @@ class Client:
 
     async def read_flow_runs(self, *, name: str | None = None, limit: int = 200) -> list[TaskRun]:
         """Flow runs, the newest first, at most `limit`."""
+        _check_limit("read_flow_runs", limit)
         return await self._store.read_runs(RunFilter(name=name, is_flow=True), limit)
 
 
@@ -158,6 +165,19 @@ def get_client(sync_client: bool = False) -> Client | SyncClient:
     """A client of the current runtime's store."""
     store = runtime_here().store
     return SyncClient(store) if sync_client else Client(store)
+
+
+def _check_limit(method: str, limit: object) -> None:
+    if not isinstance(limit, int) or limit < 0:
+        raise OptionError(f"{method}(limit=...) must be a whole number that is not negative, not {limit!r}")
+
+
+def _state_type(value: StateType | str) -> StateType:
+    try:
+        return StateType(value)
+    except ValueError:
+        there_are = ", ".join(one.value for one in StateType)
+        raise OptionError(f"{value!r} is not a state type; there are: {there_are}") from None
 
 
 def _uuid(value: UUID | str) -> UUID:

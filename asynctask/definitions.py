@@ -195,6 +195,20 @@ class TaskDefinition(Definition[P], Generic[P, R]):
         return self.spec.options.retries
 
     @property
+    def retry_delay_seconds(self) -> float | list[float] | None:
+        """Seconds before every retry, or a list of them whose last one repeats; what a function gave, too."""
+        delays = self.spec.options.retry_delays
+        return None if delays is None else delays[0] if len(delays) == 1 else list(delays)
+
+    @property
+    def isasync(self) -> bool:
+        return self.spec.is_async
+
+    @property
+    def isgenerator(self) -> bool:
+        return self.spec.is_generator
+
+    @property
     def timeout_seconds(self) -> float | None:
         return self.spec.options.timeout
 
@@ -249,7 +263,7 @@ class TaskDefinition(Definition[P], Generic[P, R]):
             )
         if not isinstance(source, (Iterable, AsyncIterable)):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise OptionError(f"task {self.name!r}: stream() needs an iterable or async iterable, not {source!r}")
-        window = Window(lambda value: self.submit(value), source, concurrency, ordered)
+        window = Window(self.submit, source, concurrency, ordered)
         return Stream(window, return_exceptions)
 
 

@@ -45,10 +45,11 @@ async def consumed(value: Any, port: Port) -> Any:
 
 def take_outcome(run: Run, value: Any) -> None:
     """Enter the state that a body's return value stands for: a state, states, a generator, or a plain value."""
+    what = run.spec.what
     if isinstance(value, CoroutineType):
         value.close()
         raise TypeError(
-            f"task {run.spec.name!r} returned a coroutine that nobody awaited; "
+            f"{what} {run.spec.name!r} returned a coroutine that nobody awaited; "
             f"await it in the body, and make the function async if it is not"
         )
     if isinstance(value, (list, tuple, set)) and value and all(isinstance(one, State) for one in value):  # pyright: ignore[reportUnknownVariableType]
@@ -60,7 +61,8 @@ def take_outcome(run: Run, value: Any) -> None:
         run.enter(COMPLETED, "Completed")
         return
     if not value.type.is_final:
-        raise TypeError(f"task {run.spec.name!r} returned the state {value!r}, which is no end; return Completed(...)")
+        name = run.spec.name
+        raise TypeError(f"{what} {name!r} returned the state {value!r}, which is no end; return Completed(...)")
     if value.type is FAILED:
         raise Returned(value)
     if value.type is COMPLETED:

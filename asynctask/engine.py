@@ -6,6 +6,8 @@
    not waiting for a retry. A timeout bounds one attempt; hooks run inside the run's context.
 4. The path of a cancelled run awaits nothing.
 5. A submitted run keeps its exception for who asks for it; a called one raises it to its caller.
+6. No frame between here and the body keeps its run: run -> its error -> traceback -> frame -> run is a ring that
+   only the collector would free. A token leads to the context, and so to the run.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from .endings import (
 from .errors import Interrupted, OptionError
 from .inputs import ATOMS, failed_upstream, fill, find, is_plain, lineage
 from .limits import Slots
-from .loops import begun, is_cancellation
+from .loops import begun, must_pass
 from .runs import Run, current_run
 from .states import COMPLETED, RUNNING, SCHEDULED
 from .waiting import Port
@@ -61,7 +63,7 @@ async def execute(run: Run, port: Port) -> Any:
                     await port.call_hooks(options.on_running, run, run.state)
                 made = port.call(run) if spec.enclose is None else spec.enclose(run, port)
                 value = await made if port.is_async or spec.enclose is not None else made
-                if value.__class__ in ATOMS or value.__class__ not in NEED_CARE:
+                if value.__class__ not in NEED_CARE:
                     run.value = value
                     run.enter(COMPLETED, "Completed")
                 else:
@@ -84,13 +86,12 @@ async def execute(run: Run, port: Port) -> Any:
                 lineage.note(run.value, run)
             return run.value
         await port.call_hooks(ending_hooks(run), run, run.state)
-        if run.is_submitted:
-            return None
-        raise run.state.error()
+        if not run.is_submitted:
+            raise run.state.error()
     except BaseException as error:
         if not run.is_final:
             await end_early(run, error, port)
-        if run.is_submitted and not is_cancellation(error):
+        if run.is_submitted and not must_pass(error):
             return None
         raise
     finally:
@@ -98,11 +99,12 @@ async def execute(run: Run, port: Port) -> Any:
             run.settle()
         except RecursionError:  # to note it takes no call, for which there is no stack
             run.journal.unsettled = (run, run.journal.unsettled)
+        except Interrupted:  # meant for a body further up in this thread
+            run.settle(again=True)
+            raise
         if token is not None and not run.is_submitted:  # a submitted run has a context of its own
             leave_context(token)
-        # Else: run -> its error -> the traceback -> this frame -> run, which only the collector would free. The token
-        # leads to the context, and so to the run. Every frame between here and the body keeps the same rule.
-        del run, token
+        del run, token  # rule 6
 
 
 async def stream(run: Run, port: Port) -> AsyncGenerator[Any, Any]:
@@ -285,7 +287,7 @@ async def inputs_ready(run: Run, port: Port) -> None:
 def rendered_name(run: Run) -> str:
     """The run's name by the task's template or function. Raises `OptionError`, naming the option."""
     template = run.spec.options.run_name
-    option = "flow_run_name" if run.spec.is_flow else "task_run_name"
+    option = f"{run.spec.what}_run_name"
     try:
         if isinstance(template, str):
             return template.format(**run.parameters)

@@ -169,7 +169,7 @@ def coerced(spec: TaskSpec, name: str, value: Any, annotation: Any) -> Any:
         return msgspec.convert(value, annotation, strict=False, dec_hook=_converted)  # pyright: ignore[reportUnknownVariableType]
     except (msgspec.ValidationError, ValueError) as error:
         raise ParameterValidationError(
-            f"flow {spec.name!r}: parameter {name!r}: {error}, got {shown(value)}"
+            f"flow {spec.name!r}: parameter {name!r}: {_reasons(error)}; it was given {shown(value)}"
         ) from error
     except TypeError:  # an annotation that msgspec does not know (a class of the user's, a protocol)
         if isinstance(annotation, type) and not getattr(annotation, "_is_protocol", False):
@@ -177,6 +177,14 @@ def coerced(spec: TaskSpec, name: str, value: Any, annotation: Any) -> Any:
                 f"flow {spec.name!r}: parameter {name!r} must be {annotation.__qualname__}, got {shown(value)}"
             ) from None
         return value
+
+
+def _reasons(error: Exception) -> str:
+    """What is wrong, in one line; pydantic's own text has three for each error, one of them an address."""
+    errors = getattr(error, "errors", None)
+    if errors is None:
+        return str(error)
+    return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}".removeprefix(": ") for one in errors())
 
 
 def _converted(kind: Any, value: Any) -> Any:

@@ -308,6 +308,15 @@ class TaskFutureList(list[TaskFuture[R]]):
         return self.result_async().__await__()
 
 
+def _checked(what: str, futures: Iterable[TaskFuture[R]]) -> list[TaskFuture[R]]:
+    """Each future once, in order. Raises `TypeError` for what is none, such as a coroutine that was not submitted."""
+    several = list(dict.fromkeys(futures))
+    for one in several:
+        if not isinstance(one, TaskFuture):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"{what}() takes futures, as task.submit() and task.map() give them, not {one!r}")
+    return several
+
+
 class DoneAndNotDone(NamedTuple):
     """What `wait` gives: the futures that are over, and those that are not."""
 
@@ -319,7 +328,7 @@ def wait(futures: Iterable[TaskFuture[Any]], timeout: float | None = None) -> Do
     """Block this thread until all are over or `timeout` seconds are up; never raises for a failed run."""
     if timeout is not None and timeout < 0:
         raise ValueError(f"timeout must not be negative, not {timeout!r}")
-    several = set(futures)
+    several = set(_checked("wait", futures))
     end = None if timeout is None else time.monotonic() + timeout
     for future in several:
         if future.wait(None if end is None else max(0.0, end - time.monotonic())) is None:
@@ -335,7 +344,7 @@ class as_completed(Generic[R]):
     """
 
     def __init__(self, futures: Iterable[TaskFuture[R]], timeout: float | None = None) -> None:
-        self._futures = list(dict.fromkeys(futures))
+        self._futures = _checked("as_completed", futures)
         self._timeout = timeout
 
     def __iter__(self) -> Iterator[TaskFuture[R]]:

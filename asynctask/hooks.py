@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from . import loops
 from .options import Hook
-from .runs import Run
+from .runs import Run, wake_all
 from .states import State
 
 logger = logging.getLogger("asynctask")
@@ -28,7 +28,7 @@ class Afterwards:
     def when_empty(self, wake: Callable[[], None]) -> None:
         self._wakes.append(wake)
         if not self._count:
-            self._wake()
+            wake_all(self._wakes)
 
     def go_on(self, hook: Hook, made: Awaitable[Any], run: Run, state: State, loop: loops.EventLoop) -> loops.Work:
         """The coroutine of a child that ends a hook."""
@@ -51,11 +51,7 @@ class Afterwards:
     def leave(self) -> None:
         self._count -= 1
         if not self._count:
-            self._wake()
-
-    def _wake(self) -> None:
-        while self._wakes:
-            self._wakes.pop()()
+            wake_all(self._wakes)
 
 
 def log_hook(hook: Hook, run: Run, state: State) -> None:

@@ -56,10 +56,6 @@ class Slots:
         """Why these slots are not granted, for people."""
         return self._table.describe(self)
 
-    def may_lend(self, line: _Line, below: Run) -> bool:
-        """Whether this holder waits for a run under `below`, its child, and has its slot of this line to spare."""
-        return self.granted and line in self.lines and line not in self.lent_to and _waits_for(self.run, below)
-
 
 class _Line:
     """One tag's limit: who holds its slots, and who waits, in order."""
@@ -80,6 +76,12 @@ class Limits:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._lines: dict[str, _Line] = {}
+
+    def empty_copy(self) -> Limits:
+        """The same limits with nobody in them. Takes no lock, which a thread that a fork left behind may hold."""
+        copy = Limits()
+        copy._lines = {tag: _Line(tag, line.limit) for tag, line in list(self._lines.items())}
+        return copy
 
     def set(self, tag: str, limit: int) -> None:
         """Create the limit of a tag, or change it; who waits and now has room starts, and by 0 is refused."""
@@ -280,13 +282,14 @@ def _waits_for(holder: Run, below: Run) -> bool:
 
 
 def _lender(slots: Slots, line: _Line) -> Slots | None:
-    """The nearest ancestor that uses a slot of this line, if it may lend it to `slots`."""
+    """The nearest ancestor that uses a slot of this line, if it may lend it: it waits, and has lent it to nobody."""
     below, ancestor = slots.run, slots.run.parent
     while ancestor is not None:
         held: Slots | None = ancestor.slots
         if held is not None and held.granted and line in held.lines:
-            return held if held.may_lend(line, below) else None
-        below, ancestor = ancestor, ancestor.parent
+            return held if line not in held.lent_to and _waits_for(ancestor, below) else None
+        # A settled run has let go of those above it; the flow that owns the run below it is among them, and waits.
+        below, ancestor = ancestor, below.flow if ancestor.is_settled else ancestor.parent
     return None
 
 

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import math
 import sys
@@ -139,6 +140,10 @@ class AsyncioLoop:
             self._loop.call_soon_threadsafe(self._deliver)
         except RuntimeError:
             return False
+        except BaseException:  # an interrupt of the body in this thread: the mail must not lie here for ever
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._deliver)
+            raise
         return True
 
     def _deliver(self) -> None:
@@ -251,8 +256,7 @@ def _nothing() -> None:
 #: The last asyncio loop seen and our view of it, so that a loop is wrapped once and not at every submit.
 _known: tuple[asyncio.AbstractEventLoop | None, AsyncioLoop | None] = (None, None)
 _known_trio: tuple[trio.lowlevel.TrioToken | None, TrioLoop | None] = (None, None)
-
-
+#: A look-up less at each submit.
 _modules = sys.modules
 
 
@@ -299,11 +303,22 @@ def context_for_thread() -> Context:
 
 
 def is_cancellation(error: BaseException) -> bool:
-    """Whether `error` is how the running loop tells a task that it is cancelled."""
+    """Whether `error` is how a loop tells a task that it is cancelled."""
     asyncio, trio = sys.modules.get("asyncio"), sys.modules.get("trio")
     return (asyncio is not None and isinstance(error, asyncio.CancelledError)) or (
         trio is not None and isinstance(error, trio.Cancelled)
     )
+
+
+def must_pass(error: BaseException) -> bool:
+    """Whether a child must let `error` through to its loop: its own cancellation.
+
+    asyncio's, raised by a body that runs under trio, would end the whole trio run.
+    """
+    trio = sys.modules.get("trio")
+    if trio is not None and trio.lowlevel.in_trio_task():
+        return isinstance(error, trio.Cancelled)
+    return is_cancellation(error)
 
 
 def is_being_cancelled() -> bool:

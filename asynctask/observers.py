@@ -1,4 +1,4 @@
-"""Who is told of transitions: the log here, live views and stores elsewhere.
+"""Who is told of transitions: the log here, live views elsewhere.
 
 An observer is a function of a run and the state it entered. It is called in the thread that made the transition,
 must be quick, and must not raise.
@@ -50,6 +50,6 @@ def log_transition(run: Run, state: State) -> None:
         level = logging.WARNING if state.name == "AwaitingRetry" else logging.DEBUG
     if not logger.isEnabledFor(level):
         return
-    kind = "Flow run" if run.spec.is_flow else "Task run"
+    kind = f"{run.spec.what.capitalize()} run"
     text = "finished in state" if state.type in (COMPLETED, FAILED, CRASHED) else "is"
     logger.log(level, "%s %r %s %s", kind, run.name, text, state, extra=log_fields(run))

@@ -112,7 +112,8 @@ def check_options(what: str, default_name: str, given: dict[str, Any], *, defaul
 
     Raises `OptionError`, naming the task or flow, the option, the value and what to write instead.
     """
-    check = _Check(what, given.get("name") or default_name, given)
+    named = given.get("name")
+    check = _Check(what, named if isinstance(named, str) and named else default_name, given)
     allowed = FlowOptions.__annotations__ if what == "flow" else TaskOptions.__annotations__
     for option in given:
         if option not in allowed:
@@ -220,7 +221,10 @@ class _Check:
                 raise self.wrong(option, f"a function of one whole number (it raised {error!r})", value) from error
         delays = list(cast("Sequence[object]", value)) if isinstance(value, (list, tuple)) else [value]
         if len(delays) > MOST_DELAYS:
-            raise self.wrong(option, f"at most {MOST_DELAYS} delays (the last one repeats)", f"{len(delays)} delays")
+            raise OptionError(
+                f"{self.what} {self.name!r}: option {option!r} must be at most {MOST_DELAYS} delays "
+                f"(the last one repeats), not {len(delays)}"
+            )
         seconds = [delay.total_seconds() if isinstance(delay, timedelta) else delay for delay in delays]
         if not all(map(_is_duration, seconds)):
             raise self.wrong(option, wanted, value)  # pyright: ignore[reportUnknownArgumentType]
@@ -258,16 +262,38 @@ class _Check:
         if not isinstance(value, str) or not value:
             raise self.wrong(option, "a format string over the parameters, or a function", value)
         try:
-            list(string.Formatter().parse(value))
+            fields = list(string.Formatter().parse(value))
         except ValueError as error:
             raise self.wrong(option, f"a valid format string ({error})", value) from error
+        for *_, conversion in fields:
+            if conversion and conversion not in "sra":
+                raise self.wrong(option, f"a valid format string (!{conversion} is none of !s, !r and !a)", value)
         return value
 
     def runner(self) -> TaskRunner | None:
         value = self.given.get("task_runner")
-        if value is not None and (isinstance(value, type) or not callable(getattr(value, "executor", None))):
-            raise self.wrong("task_runner", "a task runner, such as ThreadPoolTaskRunner(max_workers=4)", value)
+        if value is not None and not is_runner(value):
+            raise self.wrong("task_runner", RUNNER, value)
         return value
+
+
+RUNNER = "a task runner, such as ThreadPoolTaskRunner(max_workers=4)"
+
+
+def is_runner(value: object) -> bool:
+    return not isinstance(value, type) and callable(getattr(value, "executor", None))
+
+
+def check_runtime(name: str, shutdown_timeout: object, task_runner: object) -> None:
+    """Raise `OptionError` for arguments that no `Runtime` can be made with."""
+    seconds = 0 if shutdown_timeout is None else shutdown_timeout
+    if not isinstance(seconds, (int, float)) or not seconds >= 0:
+        raise OptionError(
+            f"runtime {name!r}: shutdown_timeout must be a number of seconds that is not negative, "
+            f"not {_shown(shutdown_timeout)}"
+        )
+    if task_runner is not None and not is_runner(task_runner):
+        raise OptionError(f"runtime {name!r}: task_runner must be {RUNNER}, not {_shown(task_runner)}")
 
 
 def _is_duration(value: object) -> bool:

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -200,7 +201,7 @@ class Journal:
 
 
 class Run(Trace, eq=False, gc=True, weakref=True):
-    """One call, from Pending to its final state. Written by the engine alone; everybody may read it."""
+    """One call, from Pending to its final state. Written by the engine and by what owns it; everybody may read it."""
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
@@ -304,9 +305,9 @@ class Run(Trace, eq=False, gc=True, weakref=True):
         if instead is not None:
             instead()
 
-    def settle(self) -> None:
+    def settle(self, again: bool = False) -> None:
         """The run is over and its hooks are done: keep its trace, let go of its parent, wake who waits."""
-        if self.is_settled:
+        if self.is_settled and not again:
             return
         self.is_settled = True
         journal = self.journal
@@ -331,6 +332,10 @@ class Run(Trace, eq=False, gc=True, weakref=True):
 
 
 _registering = threading.Lock()
+if hasattr(os, "register_at_fork"):  # so that no forked child finds it held by a thread that was left behind
+    os.register_at_fork(
+        before=_registering.acquire, after_in_parent=_registering.release, after_in_child=_registering.release
+    )
 
 
 class Yielded:
@@ -344,12 +349,17 @@ class Yielded:
 
     def add(self, value: Any) -> None:
         self.values.append(value)
-        while self.waiters:
-            try:
-                wake = self.waiters.pop()
-            except IndexError:
-                break
-            wake()
+        wake_all(self.waiters)
+
+
+def wake_all(wakes: list[Callable[[], None]]) -> None:
+    """Take out each of `wakes` and call it; other threads may put some in or take some out meanwhile."""
+    while wakes:
+        try:
+            wake = wakes.pop()
+        except IndexError:
+            break
+        wake()
 
 
 class Handle(msgspec.Struct, eq=False, weakref=True):

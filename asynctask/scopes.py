@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import contextvars
 import inspect
+import os
 import threading
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
@@ -25,21 +26,22 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from .bodies import is_uninterrupted, uninterrupted
 from .clocks import Clock, Ids
 from .endings import ending_hooks
 from .engine import execute
-from .errors import OptionError, RuntimeClosedError, RuntimeInUseError
+from .errors import RuntimeClosedError, RuntimeInUseError
 from .futures import TaskFuture
 from .limits import Limits
 from .loops import EventLoop, LoopThread, Work, current_loop
 from .observers import bits_to_log, log_transition
-from .options import TaskRunner
+from .options import TaskRunner, check_runtime
 from .runners import ThreadPoolTaskRunner
-from .runs import Journal, Run, TaskRun, Yielded, ask_to_stop, current_run
+from .runs import Journal, Run, TaskRun, Yielded, ask_to_stop, current_run, wake_all
 from .settings import settings
 from .states import CANCELLED, CRASHED
 from .stores.base import Store
-from .stores.urls import open_store
+from .stores.urls import empty_stores, open_store
 from .waiting import Blocking, Loop, Port, Services, drive, logger, refuse_to_hang
 
 if TYPE_CHECKING:
@@ -84,6 +86,9 @@ class Scope:
                 f"submit inside `async with Runtime()`"
             )
         here = current_loop()
+        if here is None and not is_uninterrupted():  # its body may be interrupted, but not between entry and start
+            with uninterrupted():
+                return self.submit(run)
         home = here if here is not None and self._outer is None else self._find_home(here)
         run.is_submitted = True
         run.home = home
@@ -108,7 +113,7 @@ class Scope:
     def when_empty(self, wake: Callable[[], None]) -> None:
         self._wakes.append(wake)
         if not self.children:  # it may have become empty between the caller's look and the line above
-            self._wake()
+            wake_all(self._wakes)
 
     def cancel(self, reason: str) -> None:
         """Ask every run in this scope to stop."""
@@ -120,7 +125,7 @@ class Scope:
         children = self.children
         children.pop(run.number, None)
         if self._wakes and not children:
-            self._wake()
+            wake_all(self._wakes)
 
     def close(self) -> None:
         """Nothing more may start here; give back what was borrowed."""
@@ -128,14 +133,6 @@ class Scope:
         if self._borrowed is not None:
             self.runtime.give_loop(self._borrowed)
             self._borrowed = None
-
-    def _wake(self) -> None:
-        while self._wakes:
-            try:
-                wake = self._wakes.pop()
-            except IndexError:
-                break
-            wake()
 
     def _find_home(self, here: EventLoop | None) -> EventLoop:
         """The loop for a run submitted here (rule 2), where `here` is the one that runs in this thread."""
@@ -197,8 +194,7 @@ class Runtime:
         clock: Clock | None = None,
         source: random.Random | None = None,
     ) -> None:
-        if shutdown_timeout is not None and not shutdown_timeout >= 0:
-            raise OptionError(f"runtime {name!r}: shutdown_timeout must not be negative, not {shutdown_timeout!r}")
+        check_runtime(name, shutdown_timeout, task_runner)
         if source is None:
             import random  # 1 ms, which `import asynctask` need not spend
 
@@ -434,4 +430,17 @@ def close_default(timeout: float | None = None) -> None:
         runtime.close()
 
 
+def _begin_anew() -> None:
+    """In a forked child: threads and loops were left behind, so a run submitted to them would wait for ever."""
+    global _default
+    _default = None
+    _entered.clear()
+    current_runtime.set(None)
+    current_run.set(None)
+    empty_stores()
+    _default_lock.release()
+
+
 atexit.register(close_default)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_default_lock.acquire, after_in_parent=_default_lock.release, after_in_child=_begin_anew)

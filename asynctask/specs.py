@@ -46,6 +46,11 @@ class TaskSpec(msgspec.Struct, eq=False, weakref=True, dict=True):
     def name(self) -> str:
         return self.options.name
 
+    @property
+    def what(self) -> str:
+        """What messages call it: "task" or "flow"."""
+        return "flow" if self.is_flow else "task"
+
     @functools.cached_property
     def signature(self) -> inspect.Signature:
         try:
@@ -61,11 +66,11 @@ class TaskSpec(msgspec.Struct, eq=False, weakref=True, dict=True):
         try:
             bound = self.signature.bind(*args, **kwargs)
         except TypeError as error:
-            what = "flow" if self.is_flow else "task"
-            hint = "; under @classmethod only a call passes the class on (from Python 3.13): put @task on top"
-            is_class_method = next(iter(self.signature.parameters), None) == "cls" and not self.is_flow
+            hint = ""
+            if next(iter(self.signature.parameters), None) == "cls" and not self.is_flow:
+                hint = "; under @classmethod only a call passes the class on (from Python 3.13): put @task on top"
             raise ParameterBindError(
-                f"{what} {self.name!r}: {error}; its signature is {self.signature}{hint if is_class_method else ''}"
+                f"{self.what} {self.name!r}: {error}; its signature is {self.signature}{hint}"
             ) from None
         bound.apply_defaults()
         return bound.arguments
@@ -90,14 +95,14 @@ def make_spec(what: str, fn: Callable[..., Any], options: Options) -> TaskSpec:
                 f"{what} {options.name!r}: a parameter may not be called {reserved!r}, "
                 f"because calls use that name themselves; rename it"
             )
-    _check_run_name(what, spec)
+    _check_run_name(spec)
     return spec
 
 
-def _check_run_name(what: str, spec: TaskSpec) -> None:
+def _check_run_name(spec: TaskSpec) -> None:
     """Raise `OptionError` for a run name that no call could fill in."""
     run_name = spec.options.run_name
-    where = f"{what} {spec.name!r}: option '{what}_run_name'"
+    where = f"{spec.what} {spec.name!r}: option '{spec.what}_run_name'"
     if isinstance(run_name, str):
         for field in _fields(run_name):
             if field not in spec.signature.parameters:

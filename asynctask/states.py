@@ -1,6 +1,6 @@
 """The states of a run and the one table of which may follow which.
 
-1. A run's history is a list of `State`s that only grows; `Run.enter` in `runs.py` is its only writer.
+1. A run's history is a tuple of `State`s that only grows; `Run.enter` in `runs.py` is its only writer.
 2. `MOVES` says which type may follow which. A move that is not in it raises and changes nothing.
 3. A final state is never left, with one exception: a transaction that is rolled back turns
    COMPLETED into COMPLETED/RolledBack.

@@ -43,15 +43,12 @@ class Task(TaskDefinition[P, R]):
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run now, in this thread; the value, or with `return_state=True` the final `State`."""
         if kwargs and ("return_state" in kwargs or "wait_for" in kwargs):
-            return self._call_specially(args, kwargs)  # type: ignore[no-any-return]
+            return driven(*self._special_run(args, kwargs))  # type: ignore[no-any-return]
         run = self._new_run(args, kwargs)
         try:
             return drive(execute(run, run.inside.runtime.blocking_port))  # type: ignore[no-any-return]
         finally:
             del run  # the traceback of what the body raises leads to this frame; see `execute`
-
-    def _call_specially(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return driven(*self._special_run(args, kwargs))
 
     def stream(
         self,
@@ -82,14 +79,13 @@ class AsyncTask(TaskDefinition[P, R]):
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
         """A coroutine that runs the task here and gives its value, or with `return_state=True` its final `State`."""
         if kwargs and ("return_state" in kwargs or "wait_for" in kwargs):
-            return self._call_specially(args, kwargs)
+            run, return_state = self._special_run(args, kwargs)
+            work = execute(run, run.inside.runtime.loop_port)
+            return final_state(run, work) if return_state else work  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
         run = self._new_run(args, kwargs)
-        return execute(run, run.inside.runtime.loop_port)
-
-    def _call_specially(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]:
-        run, return_state = self._special_run(args, kwargs)
-        work = execute(run, run.inside.runtime.loop_port)
-        return final_state(run, work) if return_state else work
+        coroutine = execute(run, run.inside.runtime.loop_port)
+        coroutine.__qualname__ = self.spec.options.name  # type: ignore[attr-defined]  # in "was never awaited"; 30 ns
+        return coroutine
 
     def stream(
         self,

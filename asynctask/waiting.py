@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import anyio
 
 from . import loops
-from .bodies import Body, block_on, call_body, call_within, collect_async, timed_out
+from .bodies import Body, block_on, call_body, call_within, collect_async, timed_out, uninterrupted
 from .errors import AsyncTaskError, BlockingWaitError
 from .hooks import Afterwards, log_hook
 from .limits import Limits, Slots
@@ -136,6 +136,8 @@ class Loop:
         run.blocker = "a free thread"
         future = self.services.executor(run).submit(loops.context_for_thread().run, body)
         future.add_done_callback(lambda _: ended.wake())
+        if started is not None:  # an executor that is shut down may drop what it has not begun
+            future.add_done_callback(lambda _: started.wake())
         try:
             if timeout is None or started is None:
                 await ended.wait()
@@ -358,7 +360,7 @@ class Blocking:
 def _warn_of_blocking(run: Run, seconds: float) -> None:
     """Say so if `run` has kept this thread, and the event loop in it, for long."""
     if seconds > settings.values.blocking_warning_seconds and loops.current_loop() is not None:
-        kind, name = ("Flow" if run.spec.is_flow else "Task"), run.spec.name
+        kind, name = run.spec.what.capitalize(), run.spec.name
         advice = "make it async, or call it in a thread" if run.spec.is_flow else f"await {name}.submit(...)"
         logger.warning("%s %r blocked the event loop for %.2f s; %s", kind, name, seconds, advice)
 
@@ -401,7 +403,8 @@ def _run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
     """Run a coroutine of the user's from blocking code: on a loop of its own, in a thread if this one has a loop."""
     loop = loops.current_loop()
     if loop is None:
-        return anyio.run(_as_coroutine, coroutine)
+        with uninterrupted():  # half a loop would leave its sockets open
+            return anyio.run(_as_coroutine, coroutine)
     box: list[Any] = []
     context = loops.context_for_thread()
 
@@ -412,8 +415,9 @@ def _run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
             box.append((None, error))
 
     thread = threading.Thread(target=context.run, args=(work,), name="asynctask-hook")
-    thread.start()
-    thread.join()
+    with uninterrupted():
+        thread.start()
+        thread.join()
     value, error = box[0]
     if error is not None:
         raise error

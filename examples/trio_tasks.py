@@ -1,6 +1,6 @@
 """The same tasks under trio: nothing is declared, the loop that runs is the loop that is used.
 
-python examples/trio_tasks.py            needs trio: pip install 'asynctask[trio]'
+python examples/trio_tasks.py            needs trio: pip install trio
 """
 
 import logging

@@ -17,26 +17,17 @@ import anyio
 import pytest
 
 from asynctask import Runtime, State, ThreadPoolTaskRunner, flow, get_client, states, task
-from asynctask.clocks import Clock
 from asynctask.engine import execute, stream
 from asynctask.errors import AsyncTaskError, BlockingWaitError, FailedRun, Interrupted
 from asynctask.options import FlowOptions, TaskOptions
 from asynctask.scopes import current_runtime
 from asynctask.stores.memory import MemoryStore
+from asynctask.testing import VirtualClock
 from asynctask.waiting import Blocking, drive
 
 
 class Broken(Exception):
     pass
-
-
-class Leaping(Clock):
-    """A clock on which delays take no time."""
-
-    is_virtual = True
-
-    def advance(self, seconds: float) -> None:
-        pass
 
 
 def hook(task: Any, run: Any, state: Any) -> None:
@@ -134,7 +125,7 @@ def combinations(features: tuple[dict[str, Any], ...]) -> Iterator[dict[str, Any
 @pytest.fixture
 def runtime() -> Iterator[Runtime]:
     """A runtime for plain code, in which delays take no time and the tag `limited` has one slot."""
-    runtime = Runtime(store=MemoryStore(), clock=Leaping())
+    runtime = Runtime(store=MemoryStore(), clock=VirtualClock())
     token = current_runtime.set(runtime)
     with get_client(sync_client=True) as client:
         client.create_concurrency_limit("limited", 1)

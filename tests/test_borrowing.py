@@ -1,7 +1,5 @@
 """Borrowing: runs nested under one tag limit lend each other their slots."""
 
-import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 
 import anyio
@@ -9,29 +7,7 @@ import pytest
 
 from asynctask import Runtime, ThreadPoolTaskRunner, as_completed, flow, get_client, task
 from asynctask.stores.memory import MemoryStore
-
-
-class Inside:
-    """Counts who is inside, by tag: now, and at most."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.now: Counter[str] = Counter()
-        self.most: Counter[str] = Counter()
-
-    def enter(self, *names: str) -> None:
-        with self.lock:
-            self.now.update(names)
-            for name in names:
-                self.most[name] = max(self.most[name], self.now[name])
-
-    def leave(self, *names: str) -> None:
-        with self.lock:
-            self.now.subtract(names)
-
-
-def fresh() -> Runtime:
-    return Runtime(store=MemoryStore())
+from testkit import Inside, fresh, set_limit
 
 
 @pytest.fixture
@@ -48,11 +24,6 @@ def plain_limit() -> Iterator[Callable[[str, int], None]]:
     with get_client(sync_client=True) as client:
         for tag in made:
             client.delete_concurrency_limit_by_tag(tag)
-
-
-async def set_limit(tag: str, limit: int) -> None:
-    async with get_client() as client:
-        await client.create_concurrency_limit(tag, limit)
 
 
 # -- borrowing -----------------------------------------------------------------------------------------------------

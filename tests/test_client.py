@@ -1,15 +1,14 @@
 """The client: looking runs up, and setting limits, from async and from plain code."""
 
 import uuid
-from collections.abc import Callable
 from typing import Any
 
 import anyio
 import pytest
 
-from asynctask import Runtime, StateType, TaskRun, flow, get_client, tags, task
+from asynctask import StateType, TaskRun, flow, get_client, tags, task
 from asynctask.errors import ObjectNotFound, OptionError
-from asynctask.stores.memory import MemoryStore
+from testkit import fresh, until
 
 
 @task(tags=["t"])
@@ -20,16 +19,6 @@ async def double(x: int) -> int:
 @task
 async def fails() -> None:
     raise ValueError("no")
-
-
-def fresh() -> Runtime:
-    return Runtime(store=MemoryStore())
-
-
-async def until(holds: Callable[[], Any]) -> None:
-    with anyio.fail_after(5):
-        while not holds():
-            await anyio.sleep(0.001)
 
 
 async def test_a_limit_is_made_read_listed_changed_reset_and_deleted():
@@ -146,8 +135,13 @@ async def test_runs_are_listed_the_newest_first_by_filters_that_must_all_hold():
         assert await count(task_name="double", flow_run_id=str(nightly.id), name="the-1") == 1
         assert await count(name="nothing like it") == 0
         assert [run.task_name for run in await client.read_task_runs(limit=2)] == ["fails", "double"]
-        with pytest.raises(ValueError, match="NOSUCH"):
+        with pytest.raises(ValueError, match="'NOSUCH' is not a state type; there are: SCHEDULED, "):
             await client.read_task_runs(state_type="NOSUCH")
+        with pytest.raises(OptionError, match=r"read_task_runs\(tags=...\) must be .* \(write \['t'\]\)"):
+            await client.read_task_runs(tags="t")
+        for read in (client.read_task_runs, client.read_flow_runs):
+            with pytest.raises(OptionError, match=r"\(limit=...\) must be .* not -1"):
+                await read(limit=-1)
 
 
 def test_the_sync_client_does_the_same_from_plain_code():

@@ -4,7 +4,6 @@ import asyncio
 import contextvars
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -15,6 +14,7 @@ from asynctask.errors import (
     CancelledRun,
 )
 from asynctask.stores.memory import MemoryStore
+from testkit import until
 
 
 @task
@@ -31,12 +31,6 @@ def triple(x: int) -> int:
 @task
 async def forever() -> None:
     await anyio.sleep(60)
-
-
-async def until(holds: Callable[[], Any]) -> None:
-    with anyio.fail_after(5):
-        while not holds():
-            await anyio.sleep(0.001)
 
 
 # -- ownership -----------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from asynctask.errors import (
     UpstreamTaskError,
 )
 from asynctask.states import Completed, Failed
+from testkit import until
 
 
 @task
@@ -44,12 +45,6 @@ async def fails() -> None:
 @task
 async def forever() -> None:
     await anyio.sleep(60)
-
-
-async def until(holds: Callable[[], Any]) -> None:
-    with anyio.fail_after(5):
-        while not holds():
-            await anyio.sleep(0.001)
 
 
 # -- parameters ----------------------------------------------------------------------------------------------------
@@ -422,3 +417,27 @@ def test_a_path_is_made_of_a_string_also_inside_a_list() -> None:
     assert read("a/b", ["c"]) == (Path("a/b"), [Path("c")])  # type: ignore[arg-type]
     with pytest.raises(ParameterValidationError, match=r"flow 'read': parameter 'path'"):
         read(3, [])  # type: ignore[arg-type]
+
+
+def test_an_argument_that_does_not_fit_is_told_in_one_line_by_either_library():
+    @flow
+    def counts(number: int, several: list[pydantic.PositiveInt]) -> None: ...
+
+    with pytest.raises(ParameterValidationError) as caught:
+        counts("five", [])
+    assert str(caught.value) == ("flow 'counts': parameter 'number': Expected `int`, got `str`; it was given 'five'")
+    with pytest.raises(ParameterValidationError) as caught:
+        counts(5, [1, -2, "x"])
+    assert str(caught.value) == (
+        "flow 'counts': parameter 'several': 1: Input should be greater than 0; 2: Input should be a valid integer, "
+        "unable to parse string as an integer; it was given [1, -2, 'x']"
+    )
+
+
+def test_what_goes_wrong_in_a_flow_is_not_said_of_a_task():
+    async def forgotten() -> None: ...
+
+    with pytest.raises(TypeError, match="flow 'careless' returned a coroutine that nobody awaited"):
+        flow(name="careless")(lambda: forgotten())()
+    with pytest.raises(TimeoutError, match=r"flow 'slow' exceeded its timeout of 0\.01 second"):
+        flow(name="slow", timeout_seconds=0.01)(lambda: time.sleep(0.02))()

@@ -12,6 +12,7 @@ import pytest
 from asynctask import Runtime, TaskFutureList, as_completed, task, wait
 from asynctask.errors import BlockingWaitError, CancelledRun, UpstreamTaskError
 from asynctask.stores.memory import MemoryStore
+from testkit import until
 
 
 @task
@@ -41,12 +42,6 @@ def opened(gate: threading.Event, value: int = 1) -> int:
     """Ends when the gate is opened."""
     assert gate.wait(10)
     return value
-
-
-async def until(holds: Callable[[], Any]) -> None:
-    with anyio.fail_after(5):
-        while not holds():
-            await anyio.sleep(0.001)
 
 
 # -- one future, from plain code -----------------------------------------------------------------------------------

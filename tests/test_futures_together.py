@@ -1,5 +1,6 @@
 """Futures together: several at once, from several loops and threads, values of generators, memory."""
 
+import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -296,3 +297,32 @@ def test_a_future_of_a_flow_outlives_it_with_its_outcome():
     start = time.monotonic()
     assert kept[0].wait(5).is_completed()
     assert time.monotonic() - start < 1
+
+
+# -- among other things that are awaited, and what is no future ------------------------------------------------------
+
+
+@pytest.mark.asyncio
+async def test_asyncio_gathers_futures_and_waits_for_them_with_its_own_means():
+    async with Runtime(store=MemoryStore()):
+        release = asyncio.Event()
+
+        @task
+        async def waits() -> str:
+            await release.wait()
+            return "went on"
+
+        assert await asyncio.gather(double.submit(1), *double.map([2, 3]), double.submit(4)) == [2, 4, 6, 8]
+        future = waits.submit()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await asyncio.gather(future, double.submit(1))
+        assert not future.done()
+        release.set()
+        assert await future == "went on"
+
+
+@pytest.mark.parametrize("wanting", [wait, lambda several: list(as_completed(several))], ids=["wait", "as_completed"])
+def test_what_is_no_future_is_refused_before_any_waiting(wanting):
+    with pytest.raises(TypeError, match=r"\(\) takes futures, as task\.submit\(\) and task\.map\(\) give them, not 5"):
+        wanting([double.submit(1), 5])

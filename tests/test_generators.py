@@ -10,38 +10,12 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from asynctask import State, get_run_logger, task
-from asynctask.runs import Run, current_run
+from asynctask import get_run_logger, task
+from asynctask.runs import current_run
 from asynctask.runtime import task_run
+from testkit import Runs
 
 SOON = 5.0
-
-
-class Runs:
-    """Notes the runs of generator tasks, by a hook, so that a test can look at them from outside."""
-
-    def __init__(self) -> None:
-        self.all: list[Run] = []
-        self.ended: list[str] = []
-
-    def options(self) -> dict[str, Any]:
-        def started(task: Any, run: Run, state: State) -> None:
-            if state.name == "Running":
-                self.all.append(run)
-
-        def ended(task: Any, run: Run, state: State) -> None:
-            self.ended.append(state.name)
-
-        ends = ("on_completion", "on_failure", "on_cancellation", "on_crashed")
-        return {"on_running": started, **dict.fromkeys(ends, ended)}
-
-    @property
-    def names(self) -> list[str]:
-        return [state.name for state in self.all[-1].states]
-
-    @property
-    def state(self) -> State:
-        return self.all[-1].state
 
 
 @pytest.fixture

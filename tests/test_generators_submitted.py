@@ -9,40 +9,13 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from asynctask import Runtime, State, task
-from asynctask.clocks import Clock
+from asynctask import Runtime, task
 from asynctask.errors import BlockingWaitError, CancelledRun, OptionError, TaskTimeoutError
-from asynctask.runs import Run
 from asynctask.stores.memory import MemoryStore
+from asynctask.testing import VirtualClock
+from testkit import Runs
 
 SOON = 5.0
-
-
-class Runs:
-    """Notes the runs of generator tasks, by a hook, so that a test can look at them from outside."""
-
-    def __init__(self) -> None:
-        self.all: list[Run] = []
-        self.ended: list[str] = []
-
-    def options(self) -> dict[str, Any]:
-        def started(task: Any, run: Run, state: State) -> None:
-            if state.name == "Running":
-                self.all.append(run)
-
-        def ended(task: Any, run: Run, state: State) -> None:
-            self.ended.append(state.name)
-
-        ends = ("on_completion", "on_failure", "on_cancellation", "on_crashed")
-        return {"on_running": started, **dict.fromkeys(ends, ended)}
-
-    @property
-    def names(self) -> list[str]:
-        return [state.name for state in self.all[-1].states]
-
-    @property
-    def state(self) -> State:
-        return self.all[-1].state
 
 
 @pytest.fixture
@@ -51,13 +24,6 @@ def runs() -> Runs:
 
 
 # -- retries and timeouts -----------------------------------------------------------------------------------------
-
-
-class NoWait(Clock):
-    is_virtual = True
-
-    def advance(self, seconds: float) -> None:
-        pass
 
 
 def flaky(failures: int, first: list[int]) -> Callable[[], Iterator[int]]:
@@ -96,7 +62,7 @@ async def test_an_async_generator_is_retried_until_its_first_value_is_out(runs: 
 
         return task(retries=2, **runs.options())(generator)
 
-    async with Runtime(store=MemoryStore(), clock=NoWait()):
+    async with Runtime(store=MemoryStore(), clock=VirtualClock()):
         assert [value async for value in asynchronous(flaky(2, []))()] == [10, 20]
         assert await asynchronous(flaky(2, [])).submit() == [10, 20]
         values = asynchronous(flaky(1, [1]))()

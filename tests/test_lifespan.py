@@ -13,7 +13,8 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from asynctask import Runtime, flow, task
+from asynctask import Runtime, flow, get_client, task
+from asynctask.runtime import task_run
 from asynctask.stores.memory import MemoryStore
 
 Endpoints = dict[str, Callable[..., Any]]
@@ -108,6 +109,27 @@ def test_handlers_await_tasks_and_flows_of_the_runtime_in_the_lifespan(make, bac
             assert client.get("/sync").json() == [2, 6, [6, 9]]
     assert rt.is_closed
     assert rt.runs == []
+
+
+@backends
+def test_a_task_can_itself_be_a_handler_and_its_parameters_are_those_of_the_request(backend):
+    rt = Runtime(store=MemoryStore())
+
+    @task
+    async def asynchronous(x: int) -> list[Any]:
+        return [x * 2, task_run.task_name]
+
+    @task
+    def synchronous(x: int) -> list[Any]:
+        return [x * 3, task_run.task_name]
+
+    app = fastapi(rt.lifespan, {"/async": asynchronous, "/sync": synchronous})
+    with TestClient(app, backend=backend) as client:
+        assert client.get("/async?x=2").json() == [4, "asynchronous"]
+        assert client.get("/sync?x=2").json() == [6, "synchronous"]
+        assert client.get("/sync?x=two").status_code == 422
+        with get_client(sync_client=True) as runs:
+            assert [run.state_name for run in runs.read_task_runs()] == ["Completed", "Completed"]
 
 
 @backends

@@ -1,51 +1,11 @@
 """Limits that are raised, lowered, deleted or set to 0 while runs hold their slots and wait for them."""
 
-import threading
-from collections import Counter
-from collections.abc import Callable
-from typing import Any
-
 import anyio
 import pytest
 
-from asynctask import Runtime, get_client, task
+from asynctask import get_client, task
 from asynctask.errors import ConcurrencyLimitAborted, ObjectNotFound
-from asynctask.stores.memory import MemoryStore
-
-
-class Inside:
-    """Counts who is inside, by tag: now, and at most."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.now: Counter[str] = Counter()
-        self.most: Counter[str] = Counter()
-
-    def enter(self, *names: str) -> None:
-        with self.lock:
-            self.now.update(names)
-            for name in names:
-                self.most[name] = max(self.most[name], self.now[name])
-
-    def leave(self, *names: str) -> None:
-        with self.lock:
-            self.now.subtract(names)
-
-
-def fresh() -> Runtime:
-    return Runtime(store=MemoryStore())
-
-
-async def set_limit(tag: str, limit: int) -> None:
-    async with get_client() as client:
-        await client.create_concurrency_limit(tag, limit)
-
-
-async def until(holds: Callable[[], Any]) -> None:
-    with anyio.fail_after(5):
-        while not holds():
-            await anyio.sleep(0.001)
-
+from testkit import Inside, fresh, set_limit, until
 
 # -- limits that change --------------------------------------------------------------------------------------------
 

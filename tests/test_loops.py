@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -10,9 +9,9 @@ import pytest
 import trio
 import uvloop
 
-from asynctask import Runtime, TaskFuture, flow, task
+from asynctask import TaskFuture, flow, task
 from asynctask.loops import LoopThread, current_loop
-from asynctask.stores.memory import MemoryStore
+from testkit import fresh, until
 
 
 @task
@@ -34,16 +33,6 @@ async def forever() -> None:
 @flow
 def both(x: int) -> list[int]:
     return [double.submit(x).result(timeout=5), triple.submit(x).result(timeout=5)]
-
-
-def fresh() -> Runtime:
-    return Runtime(store=MemoryStore())
-
-
-async def until(holds: Callable[[], Any]) -> None:
-    with anyio.fail_after(5):
-        while not holds():
-            await anyio.sleep(0.001)
 
 
 async def test_a_run_cancelled_before_its_first_step_ends_cancelled_and_tells_its_hooks():

@@ -19,6 +19,7 @@ from asynctask.errors import FailedRun, OptionError, TaskTimeoutError
 from asynctask.retries import exponential_backoff, jittered
 from asynctask.scopes import current_runtime
 from asynctask.stores.memory import MemoryStore
+from testkit import failing
 
 YEAR = 365 * 24 * 3600.0
 
@@ -51,20 +52,6 @@ def runtime(clock: VirtualClock) -> Iterator[Runtime]:
     yield runtime
     current_runtime.reset(token)
     runtime.close()
-
-
-def failing(times: int, error: Callable[[], BaseException] = lambda: ValueError("no")) -> Callable[[], int]:
-    """A function that raises `times` times, then returns how often it was called."""
-    calls = 0
-
-    def body() -> int:
-        nonlocal calls
-        calls += 1
-        if calls <= times:
-            raise error()
-        return calls
-
-    return body
 
 
 def delays_of(clock: VirtualClock, **options: Any) -> list[float]:

@@ -10,43 +10,21 @@ import anyio.to_thread
 import pytest
 
 from asynctask import Runtime, State, ThreadPoolTaskRunner, task
-from asynctask.clocks import Clock
 from asynctask.errors import CancelledRun, CrashedRun
 from asynctask.scopes import current_runtime
 from asynctask.stores.memory import MemoryStore
-
-
-class NoWait(Clock):
-    """Retry delays take no time."""
-
-    is_virtual = True
-
-    def advance(self, seconds: float) -> None:
-        pass
+from asynctask.testing import VirtualClock
+from testkit import failing
 
 
 @pytest.fixture
 def runtime() -> Iterator[Runtime]:
     """A runtime without delays, current in plain code and in coroutines."""
-    runtime = Runtime(store=MemoryStore(), clock=NoWait())
+    runtime = Runtime(store=MemoryStore(), clock=VirtualClock())
     token = current_runtime.set(runtime)
     yield runtime
     current_runtime.reset(token)
     runtime.close()
-
-
-def failing(times: int, error: Callable[[], BaseException] = lambda: ValueError("no")) -> Callable[[], int]:
-    """A function that raises `times` times, then returns how often it was called."""
-    calls = 0
-
-    def body() -> int:
-        nonlocal calls
-        calls += 1
-        if calls <= times:
-            raise error()
-        return calls
-
-    return body
 
 
 # -- the condition ------------------------------------------------------------------------------------------------

@@ -20,20 +20,10 @@ from typing import Any
 import anyio
 import pytest
 
-from asynctask import Runtime, State, flow, task
-from asynctask.clocks import Clock
+from asynctask import State, flow, task
 from asynctask.errors import BlockingWaitError, ConcurrencyLimitAborted, TaskTimeoutError, UpstreamTaskError
-from asynctask.stores.memory import MemoryStore
-
-
-def runtime(**options: Any) -> Runtime:
-    return Runtime(store=MemoryStore(), **options)
-
-
-class Leaping(Clock):
-    """A clock on which delays take no time."""
-
-    is_virtual = True
+from asynctask.testing import VirtualClock
+from testkit import fresh
 
 
 class Ticker:
@@ -54,7 +44,7 @@ def names(states: Any) -> list[str]:
 
 async def test_row_1_a_released_slot_wakes_the_next_run_at_once() -> None:
     """There: 33 times the ideal, by polling. Between two runs under a limit of 1 there is hardly a gap here."""
-    async with runtime() as rt:
+    async with fresh() as rt:
         rt.limits.set("db", 1)
 
         @task(tags=["db"])
@@ -70,7 +60,7 @@ async def test_row_1_a_released_slot_wakes_the_next_run_at_once() -> None:
 
 async def test_row_2_a_run_that_waits_for_its_retry_holds_no_slot() -> None:
     order: list[str] = []
-    async with runtime() as rt:
+    async with fresh() as rt:
         rt.limits.set("db", 1)
 
         @task(tags=["db"], retries=1, retry_delay_seconds=0.1)
@@ -92,7 +82,7 @@ async def test_row_2_a_run_that_waits_for_its_retry_holds_no_slot() -> None:
 
 
 async def test_row_3_a_parent_and_its_child_under_one_limit_of_one_both_run() -> None:
-    async with runtime() as rt:
+    async with fresh() as rt:
         rt.limits.set("db", 1)
 
         @task(tags=["db"])
@@ -108,7 +98,7 @@ async def test_row_3_a_parent_and_its_child_under_one_limit_of_one_both_run() ->
 
 
 def test_row_3_in_threads_as_well() -> None:
-    rt = runtime()
+    rt = fresh()
 
     @task(tags=["db"])
     def child() -> int:
@@ -144,7 +134,7 @@ async def test_row_6_the_loop_goes_on_while_a_flow_waits_for_a_result() -> None:
         assert ticker.ticks - before >= 5
         return value
 
-    async with runtime(), anyio.create_task_group() as group:
+    async with fresh(), anyio.create_task_group() as group:
         group.start_soon(ticker.run)
         assert await waiting() == "value"
         group.cancel_scope.cancel()
@@ -162,7 +152,7 @@ async def test_row_7_the_loop_goes_on_while_a_task_waits_for_its_argument() -> N
     async def use(text: str) -> str:
         return text.upper()
 
-    async with runtime(), anyio.create_task_group() as group:
+    async with fresh(), anyio.create_task_group() as group:
         group.start_soon(ticker.run)
         future = slow.submit()
         before = ticker.ticks
@@ -186,7 +176,7 @@ async def test_row_8_submitted_async_tasks_share_the_loop_of_their_caller() -> N
         here.add(threading.get_ident())
         shared.set()
 
-    async with runtime():
+    async with fresh():
         futures = [wait.submit() for _ in range(4)]
         await release.submit()
         for future in futures:
@@ -212,7 +202,7 @@ async def test_row_9_map_over_async_tasks_needs_no_thread_and_over_sync_ones_no_
         return x
 
     before = threading.active_count()
-    async with runtime():
+    async with fresh():
         futures = asleep.map(range(200))
         assert await futures == list(range(200))
         assert threading.active_count() == before
@@ -224,7 +214,7 @@ async def test_row_9_map_over_async_tasks_needs_no_thread_and_over_sync_ones_no_
 
 
 async def test_row_10_a_timeout_ends_a_submitted_run_on_time_even_in_c() -> None:
-    async with runtime():
+    async with fresh():
         start = time.monotonic()
         future = task(timeout_seconds=0.05)(time.sleep).submit(0.8)
         with pytest.raises(TaskTimeoutError):
@@ -282,7 +272,7 @@ async def test_row_14_an_async_generator_that_is_left_early_has_completed() -> N
         for x in range(10):
             yield x
 
-    async with runtime() as rt:
+    async with fresh() as rt:
         steps = numbers()
         async for x in steps:
             if x == 2:
@@ -298,7 +288,7 @@ async def test_row_15_an_async_generator_can_be_submitted() -> None:
         for x in range(3):
             yield x
 
-    async with runtime():
+    async with fresh():
         future = numbers.submit()
         assert [x async for x in future] == [0, 1, 2]
         assert await future == [0, 1, 2]
@@ -309,7 +299,7 @@ async def test_row_16_downstream_of_a_failure_the_error_names_the_upstream_and_i
     async def broken() -> None:
         raise ValueError("no luck")
 
-    async with runtime():
+    async with fresh():
         future = task(lambda x: x).submit(broken.submit())
         with pytest.raises(UpstreamTaskError, match="the culprit") as raised:
             await future
@@ -327,7 +317,7 @@ async def test_row_17_cancelling_the_asyncio_task_of_a_task_is_a_cancellation_of
         begun.set()
         await asyncio.sleep(3600)
 
-    async with runtime() as rt:
+    async with fresh() as rt:
         caller = asyncio.create_task(endless())
         await begun.wait()
         caller.cancel()
@@ -339,7 +329,7 @@ async def test_row_17_cancelling_the_asyncio_task_of_a_task_is_a_cancellation_of
 
 async def test_row_18_a_limit_of_zero_aborts_the_run() -> None:
     calls: list[int] = []
-    async with runtime() as rt:
+    async with fresh() as rt:
         rt.limits.set("closed", 0)
         future = task(tags=["closed"])(calls.append).submit(1)
         with anyio.fail_after(5), pytest.raises(ConcurrencyLimitAborted, match="'closed'"):
@@ -383,12 +373,12 @@ def test_row_21b_the_import_is_light() -> None:
 def test_row_22_jitter_spreads_the_delays_and_keeps_them_in_bounds() -> None:
     waited: list[float] = []
 
-    class Noting(Leaping):
+    class Noting(VirtualClock):
         def advance(self, seconds: float) -> None:
             waited.append(seconds)
 
     async def main() -> None:
-        async with runtime(clock=Noting(), source=random.Random(7)):
+        async with fresh(clock=Noting(), source=random.Random(7)):
             with pytest.raises(ZeroDivisionError):
                 await task(retries=200, retry_delay_seconds=10, retry_jitter_factor=0.5)(lambda: 1 / 0).submit()
 

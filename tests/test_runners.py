@@ -3,7 +3,6 @@
 import contextvars
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -14,6 +13,7 @@ from asynctask import Runtime, TaskFuture, ThreadPoolTaskRunner, flow, task
 from asynctask.errors import OptionError
 from asynctask.runners import ThreadPool
 from asynctask.stores.memory import MemoryStore
+from testkit import until
 
 
 def fresh(workers: int | None = None) -> Runtime:
@@ -23,12 +23,6 @@ def fresh(workers: int | None = None) -> Runtime:
 def is_handed_over(future: TaskFuture[Any]) -> bool:
     """Whether the runner has its body: in a thread, or waiting for a free one."""
     return future.state.is_running() or future.run.waiting_on == "a free thread"
-
-
-async def until(holds: Callable[[], Any]) -> None:
-    with anyio.fail_after(5):
-        while not holds():
-            await anyio.sleep(0.001)
 
 
 @task

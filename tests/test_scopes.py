@@ -1,9 +1,9 @@
 """Runtimes: entering, closing, draining, what belongs to which, and what is left in memory."""
 
 import asyncio
+import signal
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -11,7 +11,7 @@ import anyio.from_thread
 import anyio.lowlevel
 import pytest
 
-from asynctask import Runtime, TaskFuture, get_client, task, temporary_settings
+from asynctask import Runtime, TaskFuture, ThreadPoolTaskRunner, get_client, task, temporary_settings
 from asynctask.errors import (
     BlockingWaitError,
     CancelledRun,
@@ -21,7 +21,9 @@ from asynctask.errors import (
     RuntimeInUseError,
 )
 from asynctask.scopes import close_default
+from asynctask.stores.base import RunFilter
 from asynctask.stores.memory import MemoryStore
+from testkit import fresh, until
 
 
 @task
@@ -44,16 +46,6 @@ async def forever() -> None:
 async def short() -> str:
     await anyio.sleep(0.02)
     return "done"
-
-
-def fresh(**options: Any) -> Runtime:
-    return Runtime(store=MemoryStore(), **options)
-
-
-async def until(holds: Callable[[], Any]) -> None:
-    with anyio.fail_after(5):
-        while not holds():
-            await anyio.sleep(0.001)
 
 
 def ids_in(runtime: Runtime) -> set[Any]:
@@ -306,11 +298,16 @@ async def test_the_blocking_close_refuses_to_wait_on_the_loop_of_its_runs():
         assert await future == "done"
 
 
-def test_a_wrong_shutdown_timeout_and_an_unknown_store_are_refused():
-    with pytest.raises(OptionError, match="shutdown_timeout"):
-        Runtime(shutdown_timeout=-1)
-    with pytest.raises(OptionError, match="memory://"):
-        Runtime(store="redis://x")
+def test_what_a_runtime_cannot_be_made_of_is_refused():
+    for wrong in (-1, "5", float("nan")):
+        with pytest.raises(OptionError, match=r"'rt': shutdown_timeout must be .* not negative, not"):
+            Runtime(name="rt", shutdown_timeout=wrong)
+    for store in ("redis://x", 5, MemoryStore):
+        with pytest.raises(OptionError, match="memory://"):
+            Runtime(store=store)
+    for runner in ("threads", ThreadPoolTaskRunner):
+        with pytest.raises(OptionError, match=r"'rt': task_runner must be a task runner, such as ThreadPool"):
+            Runtime(name="rt", task_runner=runner)
 
 
 async def test_closing_joins_the_threads():
@@ -370,3 +367,31 @@ async def test_a_run_that_will_not_stop_is_given_up_as_crashed(monkeypatch, capl
         future.result()
     assert "given up" in caplog.text
     stop = True
+
+
+async def test_no_signal_handler_is_installed():
+    before = [signal.getsignal(number) for number in signal.valid_signals()]
+
+    @task
+    def work() -> list[Any]:
+        return [signal.getsignal(number) for number in signal.valid_signals()]
+
+    async with Runtime(store=MemoryStore()):
+        assert await work.submit() == before
+    assert [signal.getsignal(number) for number in signal.valid_signals()] == before
+
+
+async def test_leaving_flushes_the_store_after_the_last_run_and_before_the_threads_end():
+    seen: list[Any] = []
+
+    class Watched(MemoryStore):
+        async def flush(self) -> None:
+            seen.append([run.state_name for run in await self.read_runs(RunFilter(), 10)])
+            seen.append(any(thread.name.startswith("asynctask-worker") for thread in threading.enumerate()))
+
+    @task
+    def work() -> None: ...
+
+    async with Runtime(store=Watched()):
+        work.submit(), work.submit()
+    assert seen == [["Completed", "Completed"], True]

@@ -4,7 +4,6 @@ import asyncio
 import gc
 import random
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -12,12 +11,12 @@ import anyio.from_thread
 import anyio.lowlevel
 import pytest
 
-from asynctask import Runtime, State, TaskFuture, flow, task
+from asynctask import State, TaskFuture, flow, task
 from asynctask.errors import (
     CrashedRun,
 )
 from asynctask.scopes import close_default
-from asynctask.stores.memory import MemoryStore
+from testkit import fresh, until
 
 
 @task
@@ -29,16 +28,6 @@ async def double(x: int) -> int:
 @task
 async def forever() -> None:
     await anyio.sleep(60)
-
-
-def fresh(**options: Any) -> Runtime:
-    return Runtime(store=MemoryStore(), **options)
-
-
-async def until(holds: Callable[[], Any]) -> None:
-    with anyio.fail_after(5):
-        while not holds():
-            await anyio.sleep(0.001)
 
 
 # -- loops that end under runs -------------------------------------------------------------------------------------

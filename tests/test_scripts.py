@@ -178,3 +178,97 @@ def test_cells_of_a_notebook_share_a_loop_that_runs_all_the_time(script):
     )
     assert out == ["[4, 6, [2, 4]]", "42", "BlockingWaitError", "[6, 9, [2, 4]]", "10"]
     assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("run", "state"),
+    [
+        ("sync_work()", "Crashed"),
+        ("trio.run(async_work)", "Crashed"),
+        ("asyncio.run(async_work())", "Cancelled"),  # asyncio turns Ctrl-C into a cancellation of the main task
+    ],
+)
+def test_control_c_ends_a_flow_and_its_runs_and_reaches_the_program(script, run, state):
+    out, err = script(
+        f"""
+        import asyncio, logging, signal, threading
+        import anyio, trio
+        from asynctask import flow, get_client, task
+
+        logging.disable()
+
+        @task
+        async def child(started):
+            try:
+                started.set()
+                await anyio.sleep(30)
+            finally:
+                print("child cleans up", flush=True)
+                ended.set()
+
+        ended = threading.Event()
+
+        def control_c(started):
+            started.wait(10)
+            # Again if need be: one that comes just before a loop goes to sleep does not wake it, in asyncio's runner.
+            while True:
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+                if ended.wait(5):
+                    break
+
+        def begin():
+            started = threading.Event()
+            threading.Thread(target=control_c, args=(started,)).start()
+            return child.submit(started)
+
+        @flow
+        def sync_work():
+            begin().result()
+
+        @flow
+        async def async_work():
+            begin()
+            await anyio.sleep(30)
+
+        try:
+            {run}
+        except KeyboardInterrupt:
+            print("interrupted")
+        with get_client(sync_client=True) as client:
+            print([one.state_name for one in client.read_flow_runs() + client.read_task_runs()])
+        """
+    )
+    assert (out, err) == (["child cleans up", "interrupted", f"['{state}', 'Cancelled']"], "")
+
+
+def test_a_forked_child_begins_anew_with_the_limits_as_they_were_set(script):
+    out, err = script(
+        """
+        import os, threading, warnings
+        from asynctask import get_client, runtime, task
+
+        warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12 on: this process has threads
+
+        @task(tags=["one"])
+        def forks():
+            child = os.fork()
+            if child:
+                return os.waitpid(child, 0)[1]
+            print(runtime.task_run.id, work.submit(2).result(timeout=10), flush=True)
+            with get_client(sync_client=True) as client:
+                limit = client.read_concurrency_limit_by_tag("one")
+                runs = client.read_task_runs()
+            print(limit.concurrency_limit, limit.active_slots, [run.state_name for run in runs], flush=True)
+            os._exit(0)
+
+        @task(tags=["one"])
+        async def work(x):
+            return x
+
+        with get_client(sync_client=True) as client:
+            client.create_concurrency_limit("one", 1)
+        print(work.submit(1).result(), flush=True)
+        print(forks.submit().result(), work.submit(3).result())  # the parent goes on as before
+        """
+    )
+    assert (out, err) == (["1", "None 2", "1 [] ['Completed']", "0 3"], "")

@@ -222,3 +222,25 @@ def test_a_coroutine_that_nobody_awaited_fails_the_run_and_is_closed() -> None:
         forgets()
     with pytest.raises(TypeError, match="nobody awaited"):
         forgets.submit().result(5)
+
+
+def test_a_task_tells_its_kind_and_its_retries():
+    @task(retries=2, retry_delay_seconds=5)
+    def plain() -> None: ...
+
+    @task(retries=2, retry_delay_seconds=lambda retries: [1.0] * retries)
+    async def later() -> None: ...
+
+    @task
+    def values():
+        yield 1
+
+    @task
+    async def later_values():
+        yield 1
+
+    kinds = [(one.isasync, one.isgenerator) for one in (plain, later, values, later_values)]
+    assert kinds == [(False, False), (True, False), (False, True), (True, True)]
+    assert (plain.retries, plain.retry_delay_seconds) == (2, 5)
+    assert later.retry_delay_seconds == [1, 1]
+    assert (values.retries, values.retry_delay_seconds, values.timeout_seconds) == (None, None, None)

@@ -359,3 +359,12 @@ def test_builtins_are_tasks_with_and_without_a_signature() -> None:
 def test_a_bound_method_of_any_object_is_a_task() -> None:
     assert task([3, 1, 3].count)(3) == 2
     assert task(Adder(2).__call__)(1) == 3
+
+
+def test_a_forgotten_await_is_told_with_the_name_of_the_task() -> None:
+    @task
+    async def fetch() -> int:
+        return 1
+
+    with pytest.warns(RuntimeWarning, match="coroutine 'fetch' was never awaited"):
+        fetch()  # freed, and so told of, at the end of this line

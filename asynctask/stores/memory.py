@@ -31,6 +31,12 @@ class MemoryStore:
         #: Appending to a bounded deque is atomic and costs 50 ns.
         self.keep = self._history.append
 
+    def empty_copy(self) -> MemoryStore:
+        """A store of the same size with the same limits, and nobody in them."""
+        copy = MemoryStore(self._history.maxlen)
+        copy.limits = self.limits.empty_copy()
+        return copy
+
     def attach(self, journal: Journal) -> None:
         self._journals.add(journal)
 

@@ -3,7 +3,6 @@
 import threading
 import uuid
 from collections.abc import Callable
-from typing import Any
 
 import anyio
 import pytest
@@ -12,6 +11,7 @@ from asynctask import Runtime, State, StateType, TaskRun, flow, task
 from asynctask.errors import ObjectNotFound
 from asynctask.stores.base import RunFilter, Store
 from asynctask.stores.memory import MemoryStore
+from testkit import until
 
 #: Each makes an empty store that keeps at least the given number of ended runs.
 STORES: dict[str, Callable[[int], Store]] = {"memory": MemoryStore}
@@ -43,12 +43,6 @@ async def fails() -> None:
 
 
 EVERYTHING = RunFilter()
-
-
-async def until(holds: Callable[[], Any]) -> None:
-    with anyio.fail_after(5):
-        while not holds():
-            await anyio.sleep(0.001)
 
 
 async def test_a_run_is_there_while_it_is_under_way_and_after_it(store):

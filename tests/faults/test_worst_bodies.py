@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 import pytest
 
-from asynctask import Runtime, TaskFuture, scopes, task
+from asynctask import TaskFuture, scopes, task
 from asynctask.errors import (
     CancelledRun,
     CrashedRun,
@@ -23,7 +23,7 @@ from asynctask.errors import (
     TaskTimeoutError,
 )
 from asynctask.states import State
-from asynctask.stores.memory import MemoryStore
+from testkit import fresh
 
 KINDS = ("sync", "async")
 ENTRIES = ("call", "submit")
@@ -60,10 +60,6 @@ def as_kind(kind: str, body: Callable[..., Any]) -> Any:
         return body(*args)
 
     return sync if kind == "sync" else asynchronous
-
-
-def runtime(**options: Any) -> Runtime:
-    return Runtime(store=MemoryStore(), **options)
 
 
 async def ended(entry: str, t: Any, *args: Any) -> tuple[BaseException | None, State]:
@@ -120,7 +116,7 @@ def raising(error: BaseException) -> Callable[..., Any]:
 @pytest.mark.parametrize("make", FAILURES.values(), ids=FAILURES)
 async def test_any_exception_is_a_failure_and_comes_back_as_it_is(kind: str, entry: str, make: Any) -> None:
     error = make()
-    async with runtime():
+    async with fresh():
         raised, state = await ended(entry, task(retries=1)(as_kind(kind, raising(error))))
     assert raised is error
     assert state.is_failed()
@@ -138,7 +134,7 @@ async def test_an_ending_goes_through_to_the_caller_and_the_run_is_crashed(kind:
         calls.append(1)
         raise error
 
-    async with runtime() as rt:
+    async with fresh() as rt:
         raised, state = await ended("call", task(retries=3)(as_kind(kind, body)))
         assert rt.runs == []
     assert raised is error
@@ -150,7 +146,7 @@ async def test_an_ending_goes_through_to_the_caller_and_the_run_is_crashed(kind:
 @pytest.mark.parametrize("make", ENDINGS.values(), ids=ENDINGS)
 async def test_an_ending_in_a_submitted_run_ends_neither_the_loop_nor_its_reader(kind: str, make: Any) -> None:
     error = make()
-    async with runtime() as rt:
+    async with fresh() as rt:
         raised, state = await ended("submit", task(retries=3)(as_kind(kind, raising(error))))
         assert rt.runs == []
         assert await task(as_kind("async", lambda: "the loop lives"))() == "the loop lives"
@@ -183,7 +179,7 @@ async def test_a_stop_iteration_never_passes_for_a_value(kind: str, error_type: 
     async def asynchronous() -> None:
         raise error
 
-    async with runtime():
+    async with fresh():
         future = task(body or asynchronous).submit()
         state = await future.wait_async()
         assert state is not None
@@ -193,7 +189,7 @@ async def test_a_stop_iteration_never_passes_for_a_value(kind: str, error_type: 
 
 
 async def test_a_cancelled_error_that_the_body_made_itself_ends_only_its_run() -> None:
-    async with runtime() as rt:
+    async with fresh() as rt:
 
         @task
         async def odd() -> None:
@@ -215,7 +211,7 @@ async def test_a_coroutine_that_was_not_awaited_is_a_failure_that_says_so(kind: 
     async def forgotten() -> None:
         raise AssertionError("nobody runs this")
 
-    async with runtime():
+    async with fresh():
         raised, state = await ended(entry, task(name="sloppy")(as_kind(kind, forgotten)))
     assert isinstance(raised, TypeError)
     assert "'sloppy' returned a coroutine" in str(raised)
@@ -234,7 +230,7 @@ async def test_endless_recursion_is_a_failure_and_the_next_call_works(kind: str,
         return await t(depth + 1) if depth >= 0 else depth
 
     t = task(down if kind == "sync" else down_async)
-    async with runtime() as rt:
+    async with fresh() as rt:
         raised, state = await ended(entry, t, 0)
         assert isinstance(raised, RecursionError)
         assert state.is_failed()
@@ -251,7 +247,7 @@ async def test_a_body_that_mutates_its_arguments(kind: str, entry: str) -> None:
         own.append("mine")
         filled.clear()
 
-    async with runtime():
+    async with fresh():
         upstream = task(lambda: 1).submit()
         await upstream
         own: list[Any] = []
@@ -304,7 +300,7 @@ async def begun(endless: Endless, t: Any) -> TaskFuture[Any]:
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_body_that_never_finishes_is_ended_by_its_timeout(kind: str, entry: str) -> None:
     endless = Endless()
-    async with runtime() as rt:
+    async with fresh() as rt:
         raised, state = await ended(entry, endless.task(kind, timeout_seconds=0.02))
         assert isinstance(raised, TaskTimeoutError)
         assert state.name == "TimedOut"
@@ -315,7 +311,7 @@ async def test_a_body_that_never_finishes_is_ended_by_its_timeout(kind: str, ent
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_body_that_never_finishes_is_ended_by_cancel(kind: str) -> None:
     endless = Endless()
-    async with runtime() as rt:
+    async with fresh() as rt:
         future = await begun(endless, endless.task(kind))
         future.cancel("enough")
         with anyio.fail_after(5):
@@ -328,7 +324,7 @@ async def test_a_body_that_never_finishes_is_ended_by_cancel(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_body_that_never_finishes_is_ended_by_the_shutdown(kind: str) -> None:
     endless = Endless()
-    async with runtime(shutdown_timeout=0.01):
+    async with fresh(shutdown_timeout=0.01):
         future = await begun(endless, endless.task(kind))
     assert future.done()
     assert future.state.is_cancelled()
@@ -348,7 +344,7 @@ def test_a_body_that_never_finishes_is_ended_in_plain_code(kind: str) -> None:
 
 async def test_a_body_stuck_in_c_is_abandoned_by_name_and_its_run_ends_in_time(caplog: Any) -> None:
     release = threading.Event()
-    async with runtime() as rt:
+    async with fresh() as rt:
         start = time.monotonic()
         with pytest.raises(TaskTimeoutError):
             await task(timeout_seconds=0.02)(release.wait).submit(10)
@@ -378,7 +374,7 @@ async def test_a_body_that_is_cancelled_while_it_cleans_up_ends_cancelled_once()
             with anyio.CancelScope(shield=True):
                 await anyio.sleep(0.01)
 
-    async with runtime() as rt:
+    async with fresh() as rt:
         future = tidy.submit()
         await anyio.sleep(0.001)
         future.cancel("first")
@@ -400,7 +396,7 @@ async def clumsy(begun: anyio.Event) -> None:
 
 
 async def test_a_cancelled_body_that_raises_while_it_cleans_up_has_failed_and_is_not_retried() -> None:
-    async with runtime() as rt:
+    async with fresh() as rt:
         begun = anyio.Event()
         future = clumsy.submit(begun)
         await begun.wait()
@@ -412,7 +408,7 @@ async def test_a_cancelled_body_that_raises_while_it_cleans_up_has_failed_and_is
 
 
 async def test_a_caller_cancelled_in_a_body_that_raises_while_it_cleans_up_is_not_kept_waiting() -> None:
-    async with runtime() as rt:
+    async with fresh() as rt:
         with anyio.fail_after(5), pytest.raises(ValueError, match="dropped it"):
             with anyio.move_on_after(0.01):
                 await clumsy(anyio.Event())
@@ -429,7 +425,7 @@ async def test_a_task_that_cleans_up_after_a_cancellation_is_retried_like_any_ot
         if len(attempts) < 3:
             raise ValueError
 
-    async with runtime():
+    async with fresh():
         with anyio.move_on_after(0.01):
             try:
                 await anyio.sleep_forever()
@@ -440,7 +436,7 @@ async def test_a_task_that_cleans_up_after_a_cancellation_is_retried_like_any_ot
 
 
 async def test_a_body_that_swallows_its_cancellation_keeps_its_value() -> None:
-    async with runtime() as rt:
+    async with fresh() as rt:
 
         @task
         async def stubborn() -> str:
@@ -470,7 +466,7 @@ async def test_a_body_that_will_not_stop_is_given_up_when_its_runtime_closes(mon
             except asyncio.CancelledError:
                 pass
 
-    async with runtime(shutdown_timeout=0.01) as rt:
+    async with fresh(shutdown_timeout=0.01) as rt:
         future = immortal.submit()
         await asyncio.sleep(0.001)
     assert future.done()

@@ -11,15 +11,11 @@ from unittest.mock import MagicMock
 import anyio
 import pytest
 
-from asynctask import Runtime, task
+from asynctask import task
 from asynctask.errors import CrashedRun, OptionError, RuntimeClosedError, RuntimeInUseError
-from asynctask.stores.memory import MemoryStore
+from testkit import fresh
 
 HOOKS = ("on_running", "on_completion", "on_failure", "on_cancellation", "on_crashed")
-
-
-def runtime(**options: Any) -> Runtime:
-    return Runtime(store=MemoryStore(), **options)
 
 
 # -- hooks ----------------------------------------------------------------------------------------------------------
@@ -37,7 +33,7 @@ async def test_a_hook_that_raises_is_logged_and_changes_nothing(is_async: bool, 
         raise error
 
     chosen = dict.fromkeys(HOOKS, async_hook if is_async else hook)
-    async with runtime() as rt:
+    async with fresh() as rt:
 
         @task(**chosen)
         async def body(x: int) -> int:
@@ -57,7 +53,7 @@ async def test_a_hook_that_raises_an_exit_does_not_end_the_loop() -> None:
     def hook(task: Any, run: Any, state: Any) -> None:
         raise SystemExit(1)
 
-    async with runtime() as rt:
+    async with fresh() as rt:
 
         @task(on_completion=[hook])
         async def body() -> str:
@@ -73,7 +69,7 @@ async def test_a_hook_that_raises_an_exit_before_the_body_crashes_the_run() -> N
     def hook(task: Any, run: Any, state: Any) -> None:
         raise SystemExit(1)
 
-    async with runtime() as rt:
+    async with fresh() as rt:
         with pytest.raises(CrashedRun):
             await task(on_running=[hook])(lambda: 1).submit()
         assert rt.runs == []
@@ -87,7 +83,7 @@ async def test_a_hook_that_blocks_delays_only_the_end_of_its_run() -> None:
         time.sleep(0.02)
         blocked.append(time.monotonic())
 
-    async with runtime():
+    async with fresh():
         future = task(on_completion=[hook])(lambda: "value").submit()
         assert await future == "value"
         assert blocked
@@ -102,7 +98,7 @@ async def test_an_async_hook_that_never_ends_is_ended_with_the_runtime_and_the_v
         await anyio.sleep_forever()
 
     with anyio.fail_after(5):
-        async with runtime(shutdown_timeout=0.01):
+        async with fresh(shutdown_timeout=0.01):
             future = task(on_completion=[hook])(lambda: "value").submit()
             await begun.wait()
             assert not future.done()
@@ -123,7 +119,7 @@ async def test_an_async_hook_of_a_cancelled_run_goes_on_until_the_runtime_has_wa
         begun.set()
         await anyio.sleep_forever()
 
-    async with runtime():
+    async with fresh():
         future = task(on_cancellation=[hook])(body).submit()
         await begun.wait()
         future.cancel()
@@ -160,7 +156,7 @@ async def test_an_argument_that_breaks_is_passed_as_it_is(is_async: bool, make: 
     async def async_body(x: Any) -> bool:
         return body(x)
 
-    async with runtime() as rt:
+    async with fresh() as rt:
         t: Any = task(async_body if is_async else body)
         assert (await t(value) if is_async else t(value)) is True
         future = t.submit(value)
@@ -175,7 +171,7 @@ async def test_an_argument_that_breaks_is_passed_as_it_is(is_async: bool, make: 
 
 async def test_a_value_that_breaks_comes_back_as_it_is() -> None:
     value = Hostile(RuntimeError)
-    async with runtime():
+    async with fresh():
         assert task(lambda: value)() is value
         future = task(lambda: value).submit()
         assert await future is value
@@ -184,7 +180,7 @@ async def test_a_value_that_breaks_comes_back_as_it_is() -> None:
 
 
 async def test_a_name_over_an_argument_that_breaks_is_an_error_that_names_the_option() -> None:
-    async with runtime() as rt:
+    async with fresh() as rt:
         t = task(task_run_name="{x}")(lambda x: x)
         with pytest.raises(OptionError, match="task_run_name"):
             await t.submit(Hostile(RuntimeError))
@@ -211,7 +207,7 @@ MANY = 10_000
 
 
 async def test_ten_thousand_submits_at_once() -> None:
-    async with runtime() as rt:
+    async with fresh() as rt:
 
         @task
         async def double(x: int) -> int:
@@ -232,7 +228,7 @@ def test_ten_thousand_submits_at_once_on_threads() -> None:
 
 
 async def test_ten_thousand_runs_under_one_limit() -> None:
-    async with runtime() as rt:
+    async with fresh() as rt:
         rt.limits.set("few", 3)
         inside = peak = 0
 
@@ -294,7 +290,7 @@ async def test_submits_from_fifty_threads_to_a_runtime_on_a_loop() -> None:
         await anyio.sleep(0)
         return 2 * x
 
-    async with runtime() as rt:
+    async with fresh() as rt:
         errors = await anyio.to_thread.run_sync(
             in_fifty_threads, lambda number: results.append(double.submit(number).result(timeout=20))
         )
@@ -307,7 +303,7 @@ async def test_submits_from_fifty_threads_to_a_runtime_on_a_loop() -> None:
 
 
 async def test_a_runtime_closed_twice_is_closed() -> None:
-    async with runtime() as rt:
+    async with fresh() as rt:
         assert await task(lambda: 1).submit() == 1
     await rt.aclose()
     await rt.aclose()
@@ -315,7 +311,7 @@ async def test_a_runtime_closed_twice_is_closed() -> None:
 
 
 async def test_a_runtime_used_after_it_was_closed_says_so() -> None:
-    rt = runtime(name="ours")
+    rt = fresh(name="ours")
     t = task(lambda: 1)
     async with rt:
         await rt.aclose()
@@ -326,7 +322,7 @@ async def test_a_runtime_used_after_it_was_closed_says_so() -> None:
 
 
 async def test_a_runtime_entered_twice_says_so_and_goes_on() -> None:
-    async with runtime(name="ours") as rt:
+    async with fresh(name="ours") as rt:
         with pytest.raises(RuntimeInUseError, match="'ours' is already entered"):
             async with rt:
                 pass
@@ -334,7 +330,7 @@ async def test_a_runtime_entered_twice_says_so_and_goes_on() -> None:
 
 
 async def test_a_runtime_entered_on_a_second_loop_says_so_and_goes_on() -> None:
-    async with runtime(name="ours") as rt:
+    async with fresh(name="ours") as rt:
 
         async def enter() -> None:
             async with rt:
@@ -347,7 +343,7 @@ async def test_a_runtime_entered_on_a_second_loop_says_so_and_goes_on() -> None:
 
 
 def test_a_runtime_may_be_entered_again_on_another_loop_once_it_was_left() -> None:
-    rt = runtime()
+    rt = fresh()
 
     async def enter() -> int:
         async with rt:

@@ -1,0 +1,90 @@
+"""What several test files use, imported by name (`pythonpath` in pyproject.toml): tests cannot import each other."""
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+
+from asynctask import Runtime, State, get_client
+from asynctask.runs import Run
+from asynctask.stores.memory import MemoryStore
+
+
+def fresh(**options: Any) -> Runtime:
+    """A runtime that shares neither history nor limits with any other."""
+    return Runtime(store=MemoryStore(), **options)
+
+
+async def until(holds: Callable[[], Any]) -> None:
+    """Return once `holds()`; fail after 5 seconds."""
+    with anyio.fail_after(5):
+        while not holds():
+            await anyio.sleep(0.001)
+
+
+async def set_limit(tag: str, limit: int) -> None:
+    """Create or change the limit of a tag in the current runtime's store."""
+    async with get_client() as client:
+        await client.create_concurrency_limit(tag, limit)
+
+
+class Inside:
+    """Counts who is inside, by tag: now, and at most."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.now: Counter[str] = Counter()
+        self.most: Counter[str] = Counter()
+
+    def enter(self, *names: str) -> None:
+        with self.lock:
+            self.now.update(names)
+            for name in names:
+                self.most[name] = max(self.most[name], self.now[name])
+
+    def leave(self, *names: str) -> None:
+        with self.lock:
+            self.now.subtract(names)
+
+
+class Runs:
+    """Notes the runs of generator tasks, by a hook, so that a test can look at them from outside."""
+
+    def __init__(self) -> None:
+        self.all: list[Run] = []
+        self.ended: list[str] = []
+
+    def options(self) -> dict[str, Any]:
+        def started(task: Any, run: Run, state: State) -> None:
+            if state.name == "Running":
+                self.all.append(run)
+
+        def ended(task: Any, run: Run, state: State) -> None:
+            self.ended.append(state.name)
+
+        ends = ("on_completion", "on_failure", "on_cancellation", "on_crashed")
+        return {"on_running": started, **dict.fromkeys(ends, ended)}
+
+    @property
+    def names(self) -> list[str]:
+        return [state.name for state in self.all[-1].states]
+
+    @property
+    def state(self) -> State:
+        return self.all[-1].state
+
+
+def failing(times: int, error: Callable[[], BaseException] = lambda: ValueError("no")) -> Callable[[], int]:
+    """A function that raises `times` times, then returns how often it was called."""
+    calls = 0
+
+    def body() -> int:
+        nonlocal calls
+        calls += 1
+        if calls <= times:
+            raise error()
+        return calls
+
+    return body
