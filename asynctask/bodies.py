@@ -238,8 +238,8 @@ def raise_in_thread(thread: int, error: type[BaseException] | None) -> None:
             # In 3.11 a thread that is being started goes by the number of the one that starts it, until its first
             # line. It would get the interrupt instead, and die of it, and the other would wait for it for ever.
             while True:
-                with threading._active_limbo_lock:  # type: ignore[attr-defined]
-                    if not threading._limbo:  # type: ignore[attr-defined]
+                with _private._active_limbo_lock:
+                    if not _private._limbo:
                         _set_error(thread, error)
                         return
                 threading.Event().wait(0.0001)
@@ -299,6 +299,8 @@ def is_uninterrupted() -> bool:
     return threading.get_ident() in _careful
 
 
+#: For what Python 3.11 does not tell: which threads are being started.
+_private: Any = threading
 _careful: dict[int, uninterrupted] = {}
 _sending = threading.Lock()
 
