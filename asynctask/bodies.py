@@ -1,6 +1,7 @@
 """Bodies of sync tasks, and the threads they are in: calling, interrupting, blocking, lending a place in a pool.
 
-1. A body is interrupted by an exception raised in its thread at its next bytecode, and only while it is in the body.
+1. A body is interrupted by an exception raised in its thread at its next bytecode, and only while it is in the body:
+   not in the midst of ours, of `logging` or of another module whose locks it would leave locked.
 2. Every blocking wait of ours is `block_on`, which an interrupt ends at once.
 3. A body stuck in C is abandoned: its run ends on time, the thread is counted and named in a warning, and its pool may
    run others in its place.
@@ -13,6 +14,7 @@ import contextlib
 import logging
 import sys
 import threading
+import time
 from collections.abc import Callable
 from types import GeneratorType
 from typing import Any
@@ -135,10 +137,22 @@ class Body:
                 return False
             self._on_end = on_end
             watch = self._watch = threading.Timer(ABANDONED_AFTER, self._report)
-            raise_in_thread(self._thread, Interrupted)
+            has_landed = raise_in_thread(self._thread, Interrupted)
         watch.daemon = True
         watch.start()
+        if not has_landed:
+            threading.Thread(target=self._insist, name="asynctask-interrupt", daemon=True).start()
         return True
+
+    def _insist(self) -> None:
+        """Interrupt the body as soon as it is where that does no harm."""
+        pause = 0.0005
+        while True:
+            time.sleep(pause)
+            pause = min(2 * pause, 0.02)
+            with self._lock:
+                if self._thread is None or raise_in_thread(self._thread, Interrupted):
+                    return
 
     def when_left(self, call: Callable[[], None]) -> bool:
         """Call `call` as well when the interrupted body does end. False if it has ended."""
@@ -193,10 +207,13 @@ def call_within(run: Run, seconds: float, call: Callable[[], Any]) -> Any:
 
     def interrupt() -> None:
         nonlocal sent
-        with lock:
-            if not over:
-                sent = True
-                raise_in_thread(thread, Interrupted)
+        while True:
+            with lock:
+                sent = not over  # before it lands, which may be at once
+                if over or raise_in_thread(thread, Interrupted):
+                    return
+                sent = False
+            time.sleep(0.0005)
 
     watch = threading.Timer(seconds, interrupt)
     watch.daemon = True
@@ -226,23 +243,43 @@ def call_within(run: Run, seconds: float, call: Callable[[], Any]) -> Any:
         del run, call  # the traceback leads to this frame; see `execute`
 
 
-def raise_in_thread(thread: int, error: type[BaseException] | None) -> None:
-    """Raise in another thread at its next bytecode; None takes back one that has not landed."""
+def raise_in_thread(thread: int, error: type[BaseException] | None) -> bool:
+    """Raise in another thread at its next bytecode; None takes back one that has not landed.
+
+    False, and nothing done, while the thread is where that could leave a lock locked for good: try again soon.
+    """
     with _sending:
         careful = _careful.get(thread)
         if careful is not None and error is not None:
             careful.interrupt(error)
-        elif error is None or sys.version_info >= (3, 12):
-            _set_error(thread, error)
-        else:
-            # In 3.11 a thread that is being started goes by the number of the one that starts it, until its first
-            # line. It would get the interrupt instead, and die of it, and the other would wait for it for ever.
-            while True:
-                with _private._active_limbo_lock:
-                    if not _private._limbo:
-                        _set_error(thread, error)
-                        return
-                threading.Event().wait(0.0001)
+            return True
+        if error is not None:
+            time.sleep(0)  # having just got the interpreter back, we have it for some milliseconds: to look, and to act
+            if _is_delicate(thread):
+                return False
+        _set_error(thread, error)
+        return True
+
+
+#: Modules whose locks others need: one left locked, by an interrupt between taking it and the `try`, stops them all.
+_DELICATE = ("asynctask.", "logging", "concurrent.futures", "queue", "importlib._bootstrap", "_frozen_importlib")
+#: Modules that such code calls in its turn; who called them decides.
+_TRANSPARENT = {"threading", "contextlib", "weakref", "_weakrefset"}
+
+
+def _is_delicate(thread: int) -> bool:
+    """Whether the innermost code of a thread holds, or is about to take, a lock that is not its own alone."""
+    # In 3.11 a thread that is being started goes by the number of the one that starts it, until its first line. It
+    # would get the interrupt instead, and die of it, and the other would wait for it for ever.
+    if sys.version_info < (3, 12) and _private._limbo:
+        return True
+    frame = sys._current_frames().get(thread)  # pyright: ignore[reportPrivateUsage]
+    while frame is not None:
+        module: str = frame.f_globals.get("__name__", "")
+        if module not in _TRANSPARENT:
+            return module.startswith(_DELICATE)
+        frame = frame.f_back
+    return False
 
 
 def _set_error(thread: int, error: type[BaseException] | None) -> None:

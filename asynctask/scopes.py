@@ -56,7 +56,10 @@ LAST_SECONDS = 5.0
 class Scope:
     """Owns the runs submitted in it; the group that a closing flow or runtime waits for."""
 
-    __slots__ = ("_blocked", "_borrowed", "_home", "_outer", "_wakes", "children", "is_closed", "journal", "runtime")
+    __slots__ = (
+        "_blocked", "_borrowed", "_cancel_reason", "_home", "_outer", "_wakes",
+        "children", "is_closed", "journal", "runtime",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -76,11 +79,12 @@ class Scope:
         self._blocked = blocked
         self._borrowed: LoopThread | None = None
         self._wakes: list[Callable[[], None]] = []
+        self._cancel_reason: str | None = None
 
     def submit(self, run: Run) -> TaskFuture[Any]:
         """Start `run` beside its caller. Raises `RuntimeClosedError` when nothing may be started here any more."""
         runtime = self.runtime
-        if self.is_closed or (runtime.is_closing and current_run.get() is None):
+        if self.is_closed or (runtime.is_closing and (runtime.is_closed or current_run.get() is None)):
             raise RuntimeClosedError(
                 f"task {run.spec.name!r} cannot be submitted: runtime {runtime.name!r} is closed; "
                 f"submit inside `async with Runtime()`"
@@ -92,6 +96,7 @@ class Scope:
         home = here if here is not None and self._outer is None else self._find_home(here)
         run.is_submitted = True
         run.home = home
+        run.cancel_reason = self._cancel_reason  # of a body on its way out of a flow that was cancelled, say
         if run.spec.is_generator:
             run.yielded = Yielded()
         self.children[run.number] = self.journal.live[run.number] = run
@@ -116,7 +121,8 @@ class Scope:
             wake_all(self._wakes)
 
     def cancel(self, reason: str) -> None:
-        """Ask every run in this scope to stop."""
+        """Ask every run in this scope to stop, those that are yet to come included."""
+        self._cancel_reason = reason
         for run in list(self.children.values()):
             ask_to_stop(run, reason)
 

@@ -305,3 +305,28 @@ async def test_a_users_thread_that_submits_first_does_not_put_runs_on_the_loop_t
 
     async with Runtime(store=MemoryStore()):
         assert inline() == 42
+
+
+async def test_a_run_that_a_cancelled_body_submits_on_its_way_out_is_cancelled_too() -> None:
+    late: list[TaskFuture[None]] = []
+
+    @task
+    async def forever() -> None:
+        await anyio.sleep_forever()
+
+    @task
+    async def leaving() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            late.append(forever.submit())
+
+    @flow
+    async def fails() -> None:
+        leaving.submit()
+        await anyio.sleep(0.01)
+        raise OSError("no")
+
+    with anyio.fail_after(5), pytest.raises(OSError, match="no"):
+        await fails()
+    assert [future.state.name for future in late] == ["Cancelled"]

@@ -1,5 +1,6 @@
 """Timeouts, wherever a body runs; threads that cannot be interrupted; and blocking waits that are refused."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -471,3 +472,35 @@ def test_the_timeout_of_a_sync_flow_ends_its_waits_and_its_runs() -> None:
         assert slow(return_state=True).name == "TimedOut"
         assert time.monotonic() - began < SOON
     assert len(ended) == 2
+
+
+def test_an_interrupt_never_leaves_a_lock_of_logging_locked(runtime: Runtime) -> None:
+    """Nor the runtime's own, while bodies log, submit and call tasks at the moment in which their time is up."""
+
+    class Slow(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            time.sleep(0.0002)
+
+    log, slow = logging.getLogger("test.busy"), Slow()
+    log.addHandler(slow)
+    log.propagate = False
+    log.setLevel(logging.INFO)
+    inner = task(lambda: log.info("inner"))
+
+    @task(timeout_seconds=0.01, task_runner=ThreadPoolTaskRunner(4))
+    def busy() -> None:
+        while True:
+            log.info("outer")
+            inner()
+            inner.submit().wait(SOON)
+
+    try:
+        futures = [busy.submit() for _ in range(40)]
+        assert [future.wait(LONG).name for future in futures] == ["TimedOut"] * 40  # type: ignore[union-attr]
+        until(lambda: runtime.abandoned_threads == [])
+        assert slow.lock is not None
+        assert slow.lock.acquire(timeout=SOON)
+        slow.lock.release()
+        assert inner.submit().wait(SOON).name == "Completed"  # type: ignore[union-attr]
+    finally:
+        log.removeHandler(slow)

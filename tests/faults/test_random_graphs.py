@@ -46,6 +46,8 @@ class Node:
         self.timeout = dice.choice([None] * 6 + [0.002, 0.02, 0.5])
         below = "".join(self.tags) or tags
         self.children = [Node(dice, depth - 1, below) for _ in range(dice.choice([0, 1, 1, 2, 3]) if depth else 0)]
+        if self.children and not self.is_async:  # interrupted, it keeps its slots until it leaves its thread
+            self.tags = frozenset()
         self.delay = dice.choice([0, 0, 0, 0.0005, 0.002])
         self.way = dice.choice(["call", "submit", "gather", "map"])
         self.cancelled_after = dice.choice([None] * 8 + [0, 0.0005, 0.002])

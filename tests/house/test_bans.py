@@ -30,7 +30,7 @@ BANS = (
     # (a body that returns `Completed()` has been handed no clock)
     Ban(r"time\.(time|time_ns)", "clocks states", "ask the clock that was handed in"),
     Ban(r"datetime\.(datetime|date)\.(now|utcnow|today)", "clocks", "ask the clock that was handed in"),
-    Ban(r"(time|asyncio|trio|anyio)\.sleep", "clocks loops waiting", "only waiting.py sleeps"),
+    Ban(r"(time|asyncio|trio|anyio)\.sleep", "bodies clocks loops waiting", "only waiting.py sleeps"),
     Ban(r"random\.[a-z]\w*|secrets\.\w+|os\.urandom", "clocks", "use the random numbers that were handed in"),
     Ban(r"os\.fork(pty)?", "", "a fork copies locks that nobody in it will ever release"),
     Ban(r"multiprocessing\.(Process|Pool|Queue)", "", "these fork on Linux; use get_context('spawn')"),
