@@ -56,10 +56,8 @@ LAST_SECONDS = 5.0
 class Scope:
     """Owns the runs submitted in it; the group that a closing flow or runtime waits for."""
 
-    __slots__ = (
-        "_blocked", "_borrowed", "_cancel_reason", "_home", "_outer", "_wakes",
-        "children", "is_closed", "journal", "runtime",
-    )  # fmt: skip
+    __slots__ = ("_blocked", "_borrowed", "_cancel_reason", "_home", "_outer", "_wakes", "children", "is_closed",
+                 "journal", "runtime")  # fmt: skip
 
     def __init__(
         self,
