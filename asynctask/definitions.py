@@ -112,7 +112,9 @@ class Definition(Generic[P]):
             number = journal.new_id(now)
             states = (State(PENDING, "Pending", now),)
             return Run(
-                spec, number, states, tags, None, None, None, None, args, kwargs or NO_KWARGS, journal, None, None, root
+                spec, number, states, tags, None, None, None, None, args, kwargs or NO_KWARGS, journal,
+                # One that is over may have a body on its way out, whose slots may be lent.
+                parent if parent is not None and parent.slots is not None else None, None, root,
             )  # fmt: skip
         journal = parent.journal
         now = journal.now()

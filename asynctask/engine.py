@@ -331,11 +331,11 @@ def give_slots(run: Run, slots: Slots, port: Port) -> None:
 
     An interrupted body that is still in its thread keeps them until it leaves: what the limit guards is in use.
     """
-    run.slots = None
     limits = port.services.limits
     for body in list(port.services.abandoned):
         if body.slots is slots and body.when_left(lambda: limits.give(slots)):
-            return
+            return  # `run.slots` stays as well: what the body still calls in that thread may borrow them
+    run.slots = None
     limits.give(slots)
 
 

@@ -1,11 +1,14 @@
 """Borrowing: runs nested under one tag limit lend each other their slots."""
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 
 import anyio
 import pytest
 
 from asynctask import Runtime, ThreadPoolTaskRunner, as_completed, flow, get_client, task
+from asynctask.scopes import current_runtime
 from asynctask.stores.memory import MemoryStore
 from testkit import Inside, fresh, set_limit
 
@@ -211,3 +214,27 @@ async def test_nested_sync_tasks_of_one_tag_fit_into_one_worker_thread():
         await set_limit("db", 1)
         with anyio.fail_after(10):
             assert await nested.submit(0) == 5
+
+
+def test_what_a_timed_out_body_calls_on_its_way_out_borrows_the_slot_that_it_still_holds() -> None:
+    store = MemoryStore()
+    store.limits.set("one", 1)
+    runtime = Runtime(store=store)
+    token = current_runtime.set(runtime)
+    cleaned = threading.Event()
+    try:
+        clean = task(tags=["one"])(cleaned.set)
+
+        @task(tags=["one"], timeout_seconds=0.02)
+        def slow() -> None:
+            try:
+                time.sleep(0.2)  # stuck in C: the run is over long before its body is
+            finally:
+                clean()
+
+        assert slow.submit().wait(5).name == "TimedOut"  # type: ignore[union-attr]
+        assert cleaned.wait(5)
+        assert task(tags=["one"])(lambda: "free").submit().result(5) == "free"
+    finally:
+        current_runtime.reset(token)
+        runtime.close()
