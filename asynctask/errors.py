@@ -9,7 +9,6 @@
     ├── MappingLengthMismatch (ValueError)      `map` over iterables of different lengths
     ├── MappingMissingIterable (ValueError)     `map` with nothing to map over
     ├── BlockingWaitError (RuntimeError)        a blocking wait that could only hang
-    ├── MissingContextError (RuntimeError)      asked for a run's context outside any run
     ├── RuntimeClosedError (RuntimeError)       work given to a Runtime that is closed
     ├── RuntimeInUseError (RuntimeError)        a Runtime entered twice
     ├── TransitionError (RuntimeError)          a move that `states.MOVES` does not allow
@@ -63,10 +62,6 @@ class MappingMissingIterable(AsyncTaskError, ValueError):
 
 class BlockingWaitError(AsyncTaskError, RuntimeError):
     """A blocking wait on the very event loop that would have to do the work; the text says what to write instead."""
-
-
-class MissingContextError(AsyncTaskError, RuntimeError):
-    """Something that belongs to a run was asked for outside any run."""
 
 
 class RuntimeClosedError(AsyncTaskError, RuntimeError):

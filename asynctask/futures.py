@@ -19,7 +19,6 @@ from .states import COMPLETED, State
 from .waiting import block_until_settled, logger, refuse_to_hang
 
 R = TypeVar("R")
-R_co = TypeVar("R_co", covariant=True)
 
 _NO_TIMEOUT = nullcontext()
 _AWAIT = "write `await future` (or `await future.wait_async()`) instead"
