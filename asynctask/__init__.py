@@ -5,9 +5,10 @@ from .client import get_client
 from .flows import AsyncFlow, Flow, flow
 from .futures import TaskFuture, TaskFutureList, as_completed, wait
 from .logging import get_run_logger
+from .records import TaskRun
 from .runners import ThreadPoolTaskRunner
-from .runs import TaskRun
 from .scopes import Runtime
+from .secrets import Secret
 from .settings import settings, temporary_settings
 from .states import State, StateType
 from .tasks import AsyncGeneratorTask, AsyncTask, GeneratorTask, Task, tags, task
@@ -21,6 +22,7 @@ __all__ = [
     "Flow",
     "GeneratorTask",
     "Runtime",
+    "Secret",
     "State",
     "StateType",
     "Task",

@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine, Iterable
-from typing import Any, Literal, Self, TypeVar, overload
+from datetime import datetime, timedelta
+from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack, overload
 from uuid import UUID
 
 from .errors import OptionError
 from .limits import ConcurrencyLimit
-from .runs import TaskRun
+from .loops import blocking
+from .records import TaskRun
+from .redact import shown
 from .scopes import runtime_here
 from .states import State, StateType
-from .stores.base import RunFilter, Store
+from .stores.base import CacheEntry, LogEntry, RunFilter, Store, StoreInfo
 from .waiting import drive
 
 T = TypeVar("T")
+
+
+class Filters(TypedDict, total=False):
+    """Which runs to list or count; every filter that is given must hold."""
+
+    state_type: StateType | str | None
+    state_name: str | None
+    #: All of these tags.
+    tags: Iterable[str]
+    #: The task's name, or the flow's.
+    task_name: str | None
+    flow_run_id: UUID | str | None
+    #: Text in the run's name.
+    name: str | None
+    #: Made at this time or later, and before that one; aware.
+    since: datetime | None
+    before: datetime | None
 
 
 class Client:
@@ -32,7 +52,7 @@ class Client:
     async def create_concurrency_limit(self, tag: str, concurrency_limit: int) -> ConcurrencyLimit:
         """Let at most `concurrency_limit` runs with `tag` be Running at once (0: none); replaces an earlier one."""
         if not isinstance(tag, str) or not tag:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise OptionError(f"a concurrency limit needs a tag, a string that is not empty, not {tag!r}")
+            raise OptionError(f"a concurrency limit needs a tag, a string that is not empty, not {shown(tag)}")
         if (
             not isinstance(concurrency_limit, int)  # pyright: ignore[reportUnnecessaryIsInstance]
             or isinstance(concurrency_limit, bool)
@@ -40,7 +60,7 @@ class Client:
         ):
             raise OptionError(
                 f"the concurrency limit of tag {tag!r} must be a whole number that is not negative, "
-                f"not {concurrency_limit!r}"
+                f"not {shown(concurrency_limit)}"
             )
         await self._store.write_limit(tag, concurrency_limit)
         return await self._store.read_limit(tag)
@@ -66,33 +86,18 @@ class Client:
         return await self._store.read_run(_uuid(task_run_id))
 
     async def read_task_runs(
-        self,
-        *,
-        state_type: StateType | str | None = None,
-        state_name: str | None = None,
-        tags: Iterable[str] = (),
-        task_name: str | None = None,
-        flow_run_id: UUID | str | None = None,
-        name: str | None = None,
-        limit: int = 200,
+        self, *, limit: int = 200, cursor: UUID | str | None = None, **filters: Unpack[Filters]
     ) -> list[TaskRun]:
-        """Task runs that fit all filters, the newest first, at most `limit`. `tags` must all be there.
+        """Task runs that fit all filters, the newest first, at most `limit`; after the run `cursor`, if it is given.
 
         Raises `OptionError` for a filter that could fit nothing.
         """
-        if isinstance(tags, str):
-            raise OptionError(f"read_task_runs(tags=...) must be a collection of strings (write [{tags!r}])")
-        _check_limit("read_task_runs", limit)
-        which = RunFilter(
-            state_type=None if state_type is None else _state_type(state_type),
-            state_name=state_name,
-            tags=frozenset(tags),
-            task_name=task_name,
-            flow_run_id=None if flow_run_id is None else _uuid(flow_run_id),
-            name=name,
-            is_flow=False,
-        )
-        return await self._store.read_runs(which, limit)
+        which = _filter("read_task_runs", False, filters)
+        return await self._store.read_runs(which, _limit("read_task_runs", limit), _cursor(cursor))
+
+    async def count_task_runs(self, **filters: Unpack[Filters]) -> int:
+        """How many task runs fit all filters."""
+        return await self._store.count_runs(_filter("count_task_runs", False, filters))
 
     async def read_task_run_states(self, task_run_id: UUID | str) -> list[State]:
         """The whole history of a run. Raises `ObjectNotFound`."""
@@ -102,10 +107,46 @@ class Client:
         """One flow run. Raises `ObjectNotFound`."""
         return await self._store.read_run(_uuid(flow_run_id))
 
-    async def read_flow_runs(self, *, name: str | None = None, limit: int = 200) -> list[TaskRun]:
-        """Flow runs, the newest first, at most `limit`."""
-        _check_limit("read_flow_runs", limit)
-        return await self._store.read_runs(RunFilter(name=name, is_flow=True), limit)
+    async def read_flow_runs(
+        self, *, limit: int = 200, cursor: UUID | str | None = None, **filters: Unpack[Filters]
+    ) -> list[TaskRun]:
+        """Flow runs that fit all filters, the newest first, at most `limit`; after the run `cursor`, if it is given."""
+        which = _filter("read_flow_runs", True, filters)
+        return await self._store.read_runs(which, _limit("read_flow_runs", limit), _cursor(cursor))
+
+    async def count_flow_runs(self, **filters: Unpack[Filters]) -> int:
+        """How many flow runs fit all filters."""
+        return await self._store.count_runs(_filter("count_flow_runs", True, filters))
+
+    async def count(self, **filters: Unpack[Filters]) -> int:
+        """How many runs fit all filters, flow runs included."""
+        return await self._store.count_runs(_filter("count", None, filters))
+
+    async def read_logs(self, run_id: UUID | str) -> list[LogEntry]:
+        """What a run logged and printed, in order. Raises `ObjectNotFound`."""
+        return await self._store.read_logs(_uuid(run_id))
+
+    async def delete_task_run(self, task_run_id: UUID | str) -> None:
+        """Delete an ended run, its logs and its own result. Raises `ObjectNotFound`, and `StoreError` if it runs."""
+        await self._store.delete_run(_uuid(task_run_id))
+
+    async def prune(self, *, older_than: timedelta | None = None, keep: int | None = None) -> int:
+        """Delete ended runs older than that, and all but the newest `keep`; how many it were."""
+        if older_than is not None and older_than.total_seconds() < 0:
+            raise OptionError(f"prune(older_than=...) must be a timedelta that is not negative, not {older_than!r}")
+        return await self._store.prune(older_than, None if keep is None else _limit("prune", keep, "keep"))
+
+    async def read_cache(self, *, task_name: str | None = None, limit: int = 200) -> list[CacheEntry]:
+        """Results that are kept, the newest first, at most `limit`; without their values."""
+        return await self._store.read_cache(task_name, _limit("read_cache", limit))
+
+    async def clear_cache(self, *, task_name: str | None = None, key: str | None = None, expired: bool = False) -> int:
+        """Delete the kept results that fit all that is given, or all; how many it were."""
+        return await self._store.clear_cache(task_name, key, expired)
+
+    async def store_info(self) -> StoreInfo:
+        """What the store is, and how much is in it."""
+        return await self._store.info()
 
 
 class SyncClient:
@@ -121,7 +162,8 @@ class SyncClient:
         pass
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        value: T = drive(work)
+        with blocking():
+            value: T = drive(work)
         return value
 
     def create_concurrency_limit(self, tag: str, concurrency_limit: int) -> ConcurrencyLimit:
@@ -142,8 +184,10 @@ class SyncClient:
     def read_task_run(self, task_run_id: UUID | str) -> TaskRun:
         return self._run(self._client.read_task_run(task_run_id))
 
-    def read_task_runs(self, **filters: Any) -> list[TaskRun]:
-        return self._run(self._client.read_task_runs(**filters))
+    def read_task_runs(
+        self, *, limit: int = 200, cursor: UUID | str | None = None, **filters: Unpack[Filters]
+    ) -> list[TaskRun]:
+        return self._run(self._client.read_task_runs(limit=limit, cursor=cursor, **filters))
 
     def read_task_run_states(self, task_run_id: UUID | str) -> list[State]:
         return self._run(self._client.read_task_run_states(task_run_id))
@@ -151,8 +195,37 @@ class SyncClient:
     def read_flow_run(self, flow_run_id: UUID | str) -> TaskRun:
         return self._run(self._client.read_flow_run(flow_run_id))
 
-    def read_flow_runs(self, **filters: Any) -> list[TaskRun]:
-        return self._run(self._client.read_flow_runs(**filters))
+    def read_flow_runs(
+        self, *, limit: int = 200, cursor: UUID | str | None = None, **filters: Unpack[Filters]
+    ) -> list[TaskRun]:
+        return self._run(self._client.read_flow_runs(limit=limit, cursor=cursor, **filters))
+
+    def count_task_runs(self, **filters: Unpack[Filters]) -> int:
+        return self._run(self._client.count_task_runs(**filters))
+
+    def count_flow_runs(self, **filters: Unpack[Filters]) -> int:
+        return self._run(self._client.count_flow_runs(**filters))
+
+    def count(self, **filters: Unpack[Filters]) -> int:
+        return self._run(self._client.count(**filters))
+
+    def read_logs(self, run_id: UUID | str) -> list[LogEntry]:
+        return self._run(self._client.read_logs(run_id))
+
+    def delete_task_run(self, task_run_id: UUID | str) -> None:
+        self._run(self._client.delete_task_run(task_run_id))
+
+    def prune(self, *, older_than: timedelta | None = None, keep: int | None = None) -> int:
+        return self._run(self._client.prune(older_than=older_than, keep=keep))
+
+    def read_cache(self, *, task_name: str | None = None, limit: int = 200) -> list[CacheEntry]:
+        return self._run(self._client.read_cache(task_name=task_name, limit=limit))
+
+    def clear_cache(self, *, task_name: str | None = None, key: str | None = None, expired: bool = False) -> int:
+        return self._run(self._client.clear_cache(task_name=task_name, key=key, expired=expired))
+
+    def store_info(self) -> StoreInfo:
+        return self._run(self._client.store_info())
 
 
 @overload
@@ -167,9 +240,39 @@ def get_client(sync_client: bool = False) -> Client | SyncClient:
     return SyncClient(store) if sync_client else Client(store)
 
 
-def _check_limit(method: str, limit: object) -> None:
-    if not isinstance(limit, int) or limit < 0:
-        raise OptionError(f"{method}(limit=...) must be a whole number that is not negative, not {limit!r}")
+def _limit(method: str, limit: object, name: str = "limit") -> int:
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 0:
+        raise OptionError(f"{method}({name}=...) must be a whole number that is not negative, not {shown(limit)}")
+    return limit
+
+
+def _cursor(cursor: UUID | str | None) -> UUID | None:
+    return None if cursor is None else _uuid(cursor)
+
+
+def _filter(method: str, is_flow: bool | None, given: Filters) -> RunFilter:
+    for name in given:
+        if name not in Filters.__annotations__:
+            raise OptionError(f"{method}() has no filter {name!r}; there are: {', '.join(Filters.__annotations__)}")
+    tags = given.get("tags") or ()
+    if isinstance(tags, str):
+        raise OptionError(f"{method}(tags=...) must be a collection of strings (write [{shown(tags)}])")
+    for name in ("since", "before"):
+        time: object = given.get(name)
+        if time is not None and (not isinstance(time, datetime) or time.tzinfo is None):
+            raise OptionError(f"{method}({name}=...) must be an aware datetime, not {shown(time)}; give it a tzinfo")
+    state_type, flow_run_id = given.get("state_type"), given.get("flow_run_id")
+    return RunFilter(
+        state_type=None if state_type is None else _state_type(state_type),
+        state_name=given.get("state_name"),
+        tags=frozenset(tags),
+        task_name=given.get("task_name"),
+        flow_run_id=None if flow_run_id is None else _uuid(flow_run_id),
+        name=given.get("name"),
+        is_flow=is_flow,
+        since=given.get("since"),
+        before=given.get("before"),
+    )
 
 
 def _state_type(value: StateType | str) -> StateType:
@@ -177,7 +280,7 @@ def _state_type(value: StateType | str) -> StateType:
         return StateType(value)
     except ValueError:
         there_are = ", ".join(one.value for one in StateType)
-        raise OptionError(f"{value!r} is not a state type; there are: {there_are}") from None
+        raise OptionError(f"{shown(value)} is not a state type; there are: {there_are}") from None
 
 
 def _uuid(value: UUID | str) -> UUID:
@@ -186,4 +289,4 @@ def _uuid(value: UUID | str) -> UUID:
     try:
         return UUID(value)
     except ValueError:
-        raise OptionError(f"{value!r} is not a run id") from None
+        raise OptionError(f"{shown(value)} is not a run id") from None

@@ -7,6 +7,7 @@ millisecond and a schedule can be replayed.
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -52,3 +53,8 @@ class Ids:
         base = (milliseconds << 80) + self._prefix
         self._base, self._milliseconds = base, milliseconds
         return base + next(self._count)
+
+
+def secret(size: int) -> bytes:
+    """Bytes that nobody can guess, from the operating system: for keys. Never from a seed, so not handed in."""
+    return os.urandom(size)

@@ -20,7 +20,8 @@ from .errors import BlockingWaitError, OptionError
 from .futures import TaskFuture, TaskFutureList, lending
 from .logging import route_prints
 from .options import Around, Hook, TaskOptions, check_options
-from .runs import Handle, Run, current_run, current_tags
+from .redact import shown
+from .runs import NO_KWARGS, Handle, Run, current_run, current_tags
 from .scopes import Scope, runtime_here
 from .settings import settings
 from .specs import TaskSpec, make_spec, name_of, plain_function, unwrapped
@@ -31,9 +32,6 @@ from .waiting import block_until_settled, drive
 P = ParamSpec("P")
 R = TypeVar("R")
 H = TypeVar("H", bound=Hook)
-
-#: Shared by all runs without keyword arguments: nobody writes to it, and 100,000 runs keep no empty dicts.
-NO_KWARGS: dict[str, Any] = {}
 
 
 class Definition(Generic[P]):
@@ -112,7 +110,8 @@ class Definition(Generic[P]):
             number = journal.new_id(now)
             states = (State(PENDING, "Pending", now),)
             return Run(
-                spec, number, states, tags, None, None, None, None, args, kwargs or NO_KWARGS, journal,
+                spec, number, states, tags, None, None, None, None, args, kwargs or NO_KWARGS,
+                None, None, None, journal,
                 # One that is over may have a body on its way out, whose slots may be lent.
                 parent if parent is not None and parent.slots is not None else None, None, root,
             )  # fmt: skip
@@ -121,7 +120,8 @@ class Definition(Generic[P]):
         flow = parent if parent.spec.is_flow else parent.flow
         return Run(
             spec, journal.new_id(now), (State(PENDING, "Pending", now),), tags, parent.number,
-            None if flow is None else flow.number, None, None, args, kwargs or NO_KWARGS, journal, parent, flow, scope,
+            None if flow is None else flow.number, None, None, args, kwargs or NO_KWARGS, None, None, None,
+            journal, parent, flow, scope,
         )  # fmt: skip
 
     def _special_run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Run, bool]:
@@ -139,7 +139,7 @@ class Definition(Generic[P]):
             return (wait_for,)
         if isinstance(wait_for, (str, bytes)) or not isinstance(wait_for, Iterable):
             raise OptionError(
-                f"{self.what} {self.name!r}: wait_for must be a list of futures or states, not {wait_for!r}"
+                f"{self.what} {self.name!r}: wait_for must be a list of futures or states, not {shown(wait_for)}"
             )
         return tuple(wait_for)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
 
@@ -261,10 +261,10 @@ class TaskDefinition(Definition[P], Generic[P, R]):
     ) -> AsyncIterator[Any]:
         if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise OptionError(
-                f"task {self.name!r}: stream(concurrency=...) must be a number from 1, not {concurrency!r}"
+                f"task {self.name!r}: stream(concurrency=...) must be a number from 1, not {shown(concurrency)}"
             )
         if not isinstance(source, (Iterable, AsyncIterable)):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise OptionError(f"task {self.name!r}: stream() needs an iterable or async iterable, not {source!r}")
+            raise OptionError(f"task {self.name!r}: stream() needs an iterable or async iterable, not {shown(source)}")
         window = Window(self.submit, source, concurrency, ordered)
         return Stream(window, return_exceptions)
 

@@ -16,6 +16,7 @@ from . import retries
 from .bodies import GENERATORS
 from .errors import ConcurrencyLimitAborted, Interrupted, UpstreamTaskError
 from .loops import is_being_cancelled, is_cancellation, was_cancelled_before
+from .redact import shown, text_of
 from .runs import Run
 from .states import CANCELLED, COMPLETED, CRASHED, FAILED, PENDING, SCHEDULED, Outcome, State, aggregate
 from .waiting import Port
@@ -179,7 +180,7 @@ def end_by(run: Run, error: BaseException) -> None:
     elif isinstance(error, KeyboardInterrupt):
         run.enter(CRASHED, "Crashed", "ended by an interrupt")
     elif isinstance(error, SystemExit):
-        run.enter(CRASHED, "Crashed", f"ended by an exit (code {error.code!r})")
+        run.enter(CRASHED, "Crashed", f"ended by an exit (code {shown(error.code)})")
     elif isinstance(error, GeneratorExit):
         run.enter(CRASHED, "Crashed", "closed before its end, as by a closing event loop")
     else:
@@ -193,12 +194,3 @@ def keep_error(run: Run, error: BaseException) -> None:
         trace = trace.tb_next
     run.error = error.with_traceback(trace)
     run.trace = trace
-
-
-def text_of(error: BaseException) -> str:
-    """The message of an exception, also of one whose `__str__` raises or is huge."""
-    try:
-        text = str(error)
-    except Exception as broken:
-        return f"(its message cannot be shown: {type(broken).__name__})"
-    return text if len(text) <= 1000 else text[:997] + "..."

@@ -31,6 +31,7 @@ from .errors import Interrupted, OptionError
 from .inputs import ATOMS, failed_upstream, fill, find, is_plain, lineage
 from .limits import Slots
 from .loops import begun, must_pass
+from .redact import shown
 from .runs import Run, current_run
 from .states import COMPLETED, RUNNING, SCHEDULED
 from .waiting import Port
@@ -295,7 +296,7 @@ def rendered_name(run: Run) -> str:
         takes = "parameters" in inspect.signature(template).parameters
         name = template(parameters=run.parameters) if takes else template()
     except Exception as error:
-        raise OptionError(f"{run.spec.name!r}: option {option!r} could not make a name: {error!r}") from error
+        raise OptionError(f"{run.spec.name!r}: option {option!r} could not make a name: {shown(error)}") from error
     if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # the user's function may lie
         raise OptionError(f"{run.spec.name!r}: option {option!r} must give a string, not {type(name).__name__}")
     return name

@@ -2,8 +2,11 @@
 
     AsyncTaskError
     ├── OptionError (TypeError, ValueError)     a decorator was given a wrong option
+    ├── HashError (TypeError)                   an argument that no cache key can be made of
+    ├── CacheKeyError (ValueError)              a cache key function gave no key that can be used
     ├── ReservedArgumentError (TypeError)       a parameter has a name that asynctask uses
     ├── SettingsError (ValueError)              an environment variable or settings file is wrong
+    ├── UsageError (ValueError)                 a command was given what does not exist or does not fit
     ├── ParameterBindError (TypeError)          a call does not fit the function's signature
     ├── ParameterValidationError (ValueError)   a flow's argument does not fit its annotation
     ├── MappingLengthMismatch (ValueError)      `map` over iterables of different lengths
@@ -13,6 +16,12 @@
     ├── RuntimeInUseError (RuntimeError)        a Runtime entered twice
     ├── TransitionError (RuntimeError)          a move that `states.MOVES` does not allow
     ├── ObjectNotFound (LookupError)            no such run or limit in the store
+    ├── StoreError (RuntimeError)               the store cannot be opened, read or written
+    │   ├── StoreBusy                           another process kept it locked for too long
+    │   ├── StoreDamaged                        the database is damaged; it was not touched
+    │   └── DamagedResult                       a stored result is not what this store wrote
+    ├── MissingResult (LookupError)             the file of a stored result is gone
+    ├── SerializationError (TypeError)          a result cannot become bytes, or bytes a result
     └── RunError                                a run did not give a value
         ├── UnfinishedRun                       its result was asked for too early
         ├── UpstreamTaskError                   it never started: something it needs did not complete
@@ -36,12 +45,24 @@ class OptionError(AsyncTaskError, TypeError, ValueError):
     """A decorator or `with_options` was given an option that does not exist, or a wrong value for one."""
 
 
+class HashError(AsyncTaskError, TypeError):
+    """An argument cannot be hashed for a cache key; the text names it, its type, and what to write instead."""
+
+
+class CacheKeyError(AsyncTaskError, ValueError):
+    """A `cache_key_fn` or a cache policy raised (the cause), or what it gave cannot be a key."""
+
+
 class ReservedArgumentError(AsyncTaskError, TypeError):
     """A function has a parameter named `wait_for` or `return_state`, which calls of tasks use themselves."""
 
 
 class SettingsError(AsyncTaskError, ValueError):
     """An environment variable or a settings file holds a value that cannot be used."""
+
+
+class UsageError(AsyncTaskError, ValueError):
+    """A command was given a name that does not exist, or a value that does not fit: it ends with exit code 2."""
 
 
 class ParameterBindError(AsyncTaskError, TypeError):
@@ -78,6 +99,30 @@ class TransitionError(AsyncTaskError, RuntimeError):
 
 class ObjectNotFound(AsyncTaskError, LookupError):
     """The store holds no run, or no limit, of that id or name."""
+
+
+class StoreError(AsyncTaskError, RuntimeError):
+    """The store, or a file beside it, cannot be opened, read or written; the text says which and what to do."""
+
+
+class StoreBusy(StoreError):
+    """Another process kept the store locked for longer than we wait."""
+
+
+class StoreDamaged(StoreError):
+    """The database file is damaged, or is none; nothing in it was changed."""
+
+
+class DamagedResult(StoreError):
+    """A stored result was cut, altered, or not written by this store; nothing of it was decoded."""
+
+
+class MissingResult(AsyncTaskError, LookupError):
+    """A stored result was kept in a file that is no longer there."""
+
+
+class SerializationError(AsyncTaskError, TypeError):
+    """A result cannot be turned into bytes that would give it back, or stored bytes cannot be turned into a result."""
 
 
 class RunError(AsyncTaskError):

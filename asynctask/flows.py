@@ -16,7 +16,8 @@ from .errors import OptionError, ParameterValidationError
 from .inputs import failed_upstream, fill, find
 from .loops import current_loop
 from .options import FlowOptions
-from .runs import Run, shown
+from .redact import MASK, Secret, is_secret_name, shown_as, text_of
+from .runs import Run
 from .scopes import Scope
 from .specs import TaskSpec, colour_of, plain_function, refuse_unusable
 from .states import State, aggregate
@@ -168,27 +169,44 @@ def coerced(spec: TaskSpec, name: str, value: Any, annotation: Any) -> Any:
             return _by_pydantic(value, annotation)
         return msgspec.convert(value, annotation, strict=False, dec_hook=_converted)  # pyright: ignore[reportUnknownVariableType]
     except (msgspec.ValidationError, ValueError) as error:
+        reasons = _reasons(name, error)
+        is_quoted = MASK in reasons or hasattr(error, "errors")  # pydantic's own text always quotes what it was given
         raise ParameterValidationError(
-            f"flow {spec.name!r}: parameter {name!r}: {_reasons(error)}; it was given {shown(value)}"
-        ) from error
+            f"{spec.what} {spec.name!r}: parameter {name!r}: {reasons}; it was given {shown_as(name, value)}"
+        ) from (None if is_quoted else error)
     except TypeError:  # an annotation that msgspec does not know (a class of the user's, a protocol)
         if isinstance(annotation, type) and not getattr(annotation, "_is_protocol", False):
             raise ParameterValidationError(
-                f"flow {spec.name!r}: parameter {name!r} must be {annotation.__qualname__}, got {shown(value)}"
+                f"{spec.what} {spec.name!r}: parameter {name!r} must be {annotation.__qualname__}, "
+                f"got {shown_as(name, value)}"
             ) from None
         return value
 
 
-def _reasons(error: Exception) -> str:
-    """What is wrong, in one line; pydantic's own text has three for each error, one of them an address."""
+def _reasons(name: str, error: Exception) -> str:
+    """What is wrong, in one line; pydantic's own text has three for each error, one of them an address.
+
+    What is wrong with a secret may quote it ("Invalid enum value 'hunter2'"), so of that only the place is told.
+    """
     errors = getattr(error, "errors", None)
     if errors is None:
-        return str(error)
-    return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}".removeprefix(": ") for one in errors())
+        text = text_of(error)
+        place = text.rpartition(" - at `$")[2].rstrip("`") if " - at `$" in text else ""
+        if text.startswith("Expected ") or not any(map(is_secret_name, (name, *place.split(".")))):
+            return text
+        return f"{MASK} does not fit" + (f" - at `${place}`" if place else "")
+    reasons: list[str] = []
+    for one in errors():
+        places = [str(place) for place in one["loc"]]
+        text = MASK + " does not fit" if any(map(is_secret_name, (name, *places))) else one["msg"]
+        reasons.append(f"{'.'.join(places)}: {text}".removeprefix(": "))
+    return text_of(ValueError("; ".join(reasons)))
 
 
 def _converted(kind: Any, value: Any) -> Any:
     """What msgspec asks about types that it does not know."""
+    if (typing.get_origin(kind) or kind) is Secret and not isinstance(cast("object", value), Secret):
+        return Secret[Any](value)  # as from a command line, where nobody can write one
     if not isinstance(kind, type) or getattr(kind, "_is_protocol", False) or isinstance(value, kind):
         return value
     pathlib = sys.modules.get("pathlib")  # imported by whoever wrote the annotation

@@ -14,6 +14,7 @@ import anyio
 from . import loops
 from .bodies import block_on
 from .limits import Limits
+from .redact import shown
 from .runs import Handle, Run, Yielded, current_run, stop
 from .states import COMPLETED, State
 from .waiting import block_until_settled, logger, refuse_to_hang
@@ -312,7 +313,7 @@ def _checked(what: str, futures: Iterable[TaskFuture[R]]) -> list[TaskFuture[R]]
     several = list(dict.fromkeys(futures))
     for one in several:
         if not isinstance(one, TaskFuture):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"{what}() takes futures, as task.submit() and task.map() give them, not {one!r}")
+            raise TypeError(f"{what}() takes futures, as task.submit() and task.map() give them, not {shown(one)}")
     return several
 
 

@@ -21,6 +21,7 @@ import msgspec
 
 from .annotations import Mark, allow_failure, opaque, quote, unmapped
 from .errors import MappingLengthMismatch, MappingMissingIterable, UpstreamTaskError
+from .redact import shown
 from .runs import Handle, Run
 from .states import COMPLETED, State
 
@@ -248,7 +249,7 @@ def _rebuilt(value: Any, children: list[Any], filled: list[Any]) -> Any:
         return _copy_with(value, children, filled)
     except Exception as error:  # a list for a key, a value that the class refuses: told apart from the body's own
         raise TypeError(
-            f"a {type(value).__name__} among the arguments cannot hold the results of its upstream runs: {error!r}"
+            f"a {type(value).__name__} among the arguments cannot hold the results of its upstream runs: {shown(error)}"
         ) from error
 
 

@@ -76,6 +76,8 @@ class Limits:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._lines: dict[str, _Line] = {}
+        #: Whether the limits that a store keeps are in here yet; see `Store.ready`.
+        self.is_known = True
 
     def empty_copy(self) -> Limits:
         """The same limits with nobody in them. Takes no lock, which a thread that a fork left behind may hold."""

@@ -12,14 +12,11 @@ import contextlib
 import contextvars
 import math
 import sys
-import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator
-from contextvars import Context
+from contextvars import Context, ContextVar
 from types import CoroutineType, FrameType, coroutine
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
-
-import anyio
 
 if TYPE_CHECKING:
     import asyncio
@@ -282,6 +279,25 @@ def current_loop() -> EventLoop | None:
     return known
 
 
+#: Whether code on an event loop may not suspend, because a sync call is being driven there.
+_must_block: ContextVar[bool] = ContextVar("asynctask_must_block", default=False)
+
+
+@contextlib.contextmanager
+def blocking() -> Generator[None, None, None]:
+    """In this block, what is asked of a store is waited for by blocking the thread, also on an event loop."""
+    token = _must_block.set(True)
+    try:
+        yield
+    finally:
+        _must_block.reset(token)
+
+
+def loop_to_wait_on() -> EventLoop | None:
+    """The loop on which code may suspend here; None where it must block."""
+    return None if _must_block.get() else current_loop()
+
+
 def here() -> EventLoop:
     """The event loop that runs here; only for code that is known to run under one."""
     loop = current_loop()
@@ -358,39 +374,3 @@ def _asyncio_running() -> asyncio.AbstractEventLoop | None:
     """asyncio's loop in this thread. Who has not imported asyncio (60 % of our own import time) runs none."""
     asyncio = sys.modules.get("asyncio")
     return None if asyncio is None else asyncio._get_running_loop()
-
-
-class LoopThread:
-    """An event loop of our own in a daemon thread, for runs submitted where no loop can take them."""
-
-    def __init__(self, name: str, backend: str) -> None:
-        self._ready = threading.Event()
-        self._failure: BaseException | None = None
-        self.loop: EventLoop
-        self._stop: Waker
-        self._thread = threading.Thread(target=self._run, args=(backend,), name=name, daemon=True)
-        self._thread.start()
-        self._ready.wait()
-        if self._failure is not None:
-            raise self._failure
-
-    def _run(self, backend: str) -> None:
-        try:
-            anyio.run(self._main, backend=backend)
-        except BaseException as error:  # told to whoever starts the thread
-            if self._ready.is_set():
-                raise
-            self._failure = error
-            self._ready.set()
-
-    async def _main(self) -> None:
-        self.loop = here()
-        self._stop = self.loop.waker()
-        self._ready.set()
-        await self._stop.wait()
-
-    def stop(self, timeout: float | None = None) -> None:
-        """End the loop, cancelling what still runs on it, and join the thread."""
-        self._stop.wake()
-        if threading.current_thread() is not self._thread:
-            self._thread.join(timeout)

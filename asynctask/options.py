@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypedDict, cast
 import msgspec
 
 from .errors import OptionError
+from .redact import shown
 from .states import State
 
 #: `hook(task, run, state)`, sync or async.
@@ -96,6 +97,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     retry_on: tuple[type[BaseException], ...] | None = None
     retry_condition_fn: RetryCondition | None = None
     timeout: float | None = None
+    #: A `CachePolicy` (floor 2), and a function of (context, parameters) that goes before it.
+    cache_policy: Any = None
+    cache_key_fn: Any = None
     log_prints: bool | None = None
     validate_parameters: bool = True
     on_running: tuple[Hook, ...] = ()
@@ -159,7 +163,7 @@ class _Check:
         self.given = given
 
     def wrong(self, option: str, wanted: str, value: object) -> OptionError:
-        return OptionError(f"{self.what} {self.name!r}: option {option!r} must be {wanted}, not {_shown(value)}")
+        return OptionError(f"{self.what} {self.name!r}: option {option!r} must be {wanted}, not {shown(value, 80)}")
 
     def text(self, option: str) -> str | None:
         value = self.given.get(option)
@@ -196,7 +200,7 @@ class _Check:
         if value is None:
             return frozenset()
         if isinstance(value, str):
-            raise self.wrong("tags", f"a collection of strings (write [{value!r}])", value)
+            raise self.wrong("tags", f"a collection of strings (write [{shown(value, 80)}])", value)
         try:
             tags = list(cast("Iterable[object]", value))
         except TypeError:
@@ -218,7 +222,7 @@ class _Check:
             try:
                 value = value(retries)
             except Exception as error:
-                raise self.wrong(option, f"a function of one whole number (it raised {error!r})", value) from error
+                raise self.wrong(option, f"a function of one whole number (it raised {shown(error)})", value) from error
         delays = list(cast("Sequence[object]", value)) if isinstance(value, (list, tuple)) else [value]
         if len(delays) > MOST_DELAYS:
             raise OptionError(
@@ -290,19 +294,11 @@ def check_runtime(name: str, shutdown_timeout: object, task_runner: object) -> N
     if not isinstance(seconds, (int, float)) or not seconds >= 0:
         raise OptionError(
             f"runtime {name!r}: shutdown_timeout must be a number of seconds that is not negative, "
-            f"not {_shown(shutdown_timeout)}"
+            f"not {shown(shutdown_timeout, 80)}"
         )
     if task_runner is not None and not is_runner(task_runner):
-        raise OptionError(f"runtime {name!r}: task_runner must be {RUNNER}, not {_shown(task_runner)}")
+        raise OptionError(f"runtime {name!r}: task_runner must be {RUNNER}, not {shown(task_runner, 80)}")
 
 
 def _is_duration(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
-
-
-def _shown(value: object) -> str:
-    try:
-        text = repr(value)
-    except Exception:
-        text = f"<{type(value).__name__}>"
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from datetime import datetime
 from typing import Any
@@ -21,38 +21,17 @@ import msgspec
 
 from .clocks import Clock, Ids
 from .errors import TransitionError
+from .records import TaskRun, attempts, began, ended, seconds_running
+from .redact import shown_parameters
 from .specs import TaskSpec
-from .states import COMPLETED, RUNNING, Outcome, State, StateType
+from .states import COMPLETED, Outcome, State, StateType
 
 Observer = Callable[["Run", State], None]
 
 
-class TaskRun(msgspec.Struct, frozen=True, kw_only=True):
-    """The record of a run, as the client and the command line show it. Times are aware UTC datetimes."""
-
-    id: UUID
-    name: str
-    task_key: str
-    task_name: str
-    flow_run_id: UUID | None
-    parent_task_run_id: UUID | None
-    upstream_task_run_ids: list[UUID]
-    tags: list[str]
-    parameters: dict[str, str]
-    state: State
-    state_type: StateType
-    state_name: str
-    states: list[State]
-    run_count: int
-    start_time: datetime | None
-    end_time: datetime | None
-    total_run_time: float
-    waiting_on: str | None
-    is_flow: bool = False
-
-
 class Trace(msgspec.Struct, eq=False, gc=False):
-    """What is worth keeping of a run: no arguments, no value; nothing in it can be part of a reference cycle."""
+    """What is worth keeping of a run. Nothing in it can be part of a reference cycle with it: no value, and of the
+    arguments only small atoms, or short texts for them."""
 
     spec: TaskSpec
     number: int
@@ -63,6 +42,14 @@ class Trace(msgspec.Struct, eq=False, gc=False):
     flow_number: int | None = None
     given_name: str | None = None
     upstream: list[int] | None = None
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    #: Texts for the arguments, by name, once they were made.
+    texts: dict[str, str] | None = None
+    #: The exception it failed with and its traceback from the body on, for stores that keep them.
+    failure: tuple[BaseException, Any] | None = None
+    #: The key under which its result is kept.
+    result: str | None = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} {self.states[-1].name}>"
@@ -110,27 +97,35 @@ class Trace(msgspec.Struct, eq=False, gc=False):
     @property
     def run_count(self) -> int:
         """How many attempts were started."""
-        return sum(state.type is RUNNING for state in self.states)
+        return attempts(self.states)
 
     @property
     def start_time(self) -> datetime | None:
         """When the first attempt started."""
-        return next((state.timestamp for state in self.states if state.type is RUNNING), None)
+        return began(self.states)
 
     @property
     def end_time(self) -> datetime | None:
-        last = self.states[-1]
-        return last.timestamp if last.is_final() else None
+        return ended(self.states)
 
     @property
     def total_run_time(self) -> float:
         """Seconds in Running, over all attempts; an attempt under way counts up to its start only."""
-        pairs = zip(self.states, self.states[1:], strict=False)
-        return sum(after.time - state.time for state, after in pairs if state.type is RUNNING)
+        return seconds_running(self.states)
 
     @property
     def parameters(self) -> dict[str, Any]:
-        return {}
+        """The arguments by name, defaults included; as far as they are kept."""
+        if not self.args and not self.kwargs and not self.spec.has_defaults:
+            return {}
+        try:
+            return self.spec.parameters(self.args, self.kwargs)
+        except (TypeError, ValueError):  # they do not fit, or a builtin has no signature: show what was given
+            return {**{str(place): value for place, value in enumerate(self.args)}, **self.kwargs}
+
+    def shown_parameters(self) -> dict[str, str]:
+        """The arguments by name, as short texts that are safe to show."""
+        return self.texts if self.texts is not None else shown_parameters(self.parameters)
 
     @property
     def waiting_on(self) -> str | None:
@@ -147,7 +142,7 @@ class Trace(msgspec.Struct, eq=False, gc=False):
             parent_task_run_id=self.parent_task_run_id,
             upstream_task_run_ids=self.upstream_task_run_ids,
             tags=sorted(self.tags),
-            parameters={name: shown(value) for name, value in self.parameters.items()},
+            parameters=self.shown_parameters(),
             state=self.states[-1],
             state_type=self.states[-1].type,
             state_name=self.states[-1].name,
@@ -158,15 +153,17 @@ class Trace(msgspec.Struct, eq=False, gc=False):
             total_run_time=self.total_run_time,
             waiting_on=self.waiting_on,
             is_flow=self.spec.is_flow,
+            result=self.result,
         )
 
 
 class Journal:
     """What the runs of one runtime are written with: its clock, its ids, and who is told."""
 
-    __slots__ = ("__weakref__", "clock", "keep", "live", "new_id", "now", "observed", "observers", "unsettled")
+    __slots__ = ("__weakref__", "clock", "is_crowded", "keep", "keeps_errors", "live", "new_id", "now", "observed",
+                 "observers", "unsettled")  # fmt: skip
 
-    def __init__(self, clock: Clock, ids: Ids, keep: Callable[[Trace], None]) -> None:
+    def __init__(self, clock: Clock, ids: Ids, keep: Callable[[Trace], None], *, keeps_errors: bool = False) -> None:
         self.clock = clock
         #: The wall clock, in seconds since the epoch.
         self.now = clock.now
@@ -179,6 +176,10 @@ class Journal:
         self.live: dict[int, Run] = {}
         #: Where the trace of a settled run goes.
         self.keep = keep
+        #: Whether traces carry the exceptions of failed runs there, with their frames, for as long as they are kept.
+        self.keeps_errors = keeps_errors
+        #: Whether so many traces wait to be written that new runs are to wait as well.
+        self.is_crowded = False
         #: Runs at the bottom of an endless recursion, with no stack left to settle: (run, the others).
         self.unsettled: tuple[Run, Any] | None = None
 
@@ -203,8 +204,6 @@ class Journal:
 class Run(Trace, eq=False, gc=True, weakref=True):
     """One call, from Pending to its final state. Written by the engine and by what owns it; everybody may read it."""
 
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = {}
     #: Always given; a Struct wants defaults after defaults.
     journal: Journal = None  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
     #: The run whose body made this call, until this run is settled.
@@ -267,14 +266,6 @@ class Run(Trace, eq=False, gc=True, weakref=True):
         return Outcome(last.type, last.name, last.time, last.message, data, self.number)
 
     @property
-    def parameters(self) -> dict[str, Any]:
-        """The arguments by name, defaults included."""
-        try:
-            return self.spec.parameters(self.args, self.kwargs)
-        except (TypeError, ValueError):  # they do not fit, or a builtin has no signature: show what was given
-            return {**{str(place): value for place, value in enumerate(self.args)}, **self.kwargs}
-
-    @property
     def waiting_on(self) -> str | None:
         """Why the body is not running, in one line; None when it is, or when the run is over."""
         if self.is_final:
@@ -305,18 +296,30 @@ class Run(Trace, eq=False, gc=True, weakref=True):
         if instead is not None:
             instead()
 
+    def note(self) -> None:
+        """Keep the trace of this run as it is now."""
+        args, kwargs = self.args, self.kwargs
+        if args or kwargs:
+            if self.texts is None and not (are_small(args) and (not kwargs or are_small(kwargs.values()))):
+                self.texts = shown_parameters(self.parameters)
+            if self.texts is not None:
+                args, kwargs = (), NO_KWARGS
+        journal = self.journal
+        journal.keep(
+            Trace(
+                self.spec, self.number, self.states, self.tags, self.parent_number, self.flow_number,
+                self.given_name, self.upstream, args, kwargs, self.texts,
+                (self.error, self.trace) if self.error is not None and journal.keeps_errors else None, self.result,
+            )
+        )  # fmt: skip
+
     def settle(self, again: bool = False) -> None:
         """The run is over and its hooks are done: keep its trace, let go of its parent, wake who waits."""
         if self.is_settled and not again:
             return
         self.is_settled = True
         journal = self.journal
-        journal.keep(  # before it leaves `live`, so that who looks meanwhile finds it in one of the two
-            Trace(
-                self.spec, self.number, self.states, self.tags, self.parent_number, self.flow_number,
-                self.given_name, self.upstream,
-            )
-        )  # fmt: skip
+        self.note()  # before it leaves `live`, so that who looks meanwhile finds it in one of the two
         journal.live.pop(self.number, None)
         if self.is_submitted:
             self.inside.forget(self)
@@ -329,6 +332,21 @@ class Run(Trace, eq=False, gc=True, weakref=True):
             except IndexError:  # somebody took it back meanwhile
                 break
             wake()
+
+
+#: Shared by all runs without keyword arguments: nobody writes to it, and 100,000 runs keep no empty dicts.
+NO_KWARGS: dict[str, Any] = {}
+#: Types whose values may be kept as they are; of texts, the short ones.
+_SMALL: frozenset[type] = frozenset((int, float, bool, type(None)))
+
+
+def are_small(values: Iterable[Any]) -> bool:
+    """Whether all of `values` are atoms that take little memory and lead to nothing else."""
+    for value in values:
+        kind = value.__class__
+        if kind not in _SMALL and not ((kind is str or kind is bytes) and len(value) <= 200):
+            return False
+    return True
 
 
 _registering = threading.Lock()
@@ -396,14 +414,3 @@ def ask_to_stop(run: Run, reason: str) -> None:
     child, home = run.child, run.home
     if child is not None and home is not None:
         home.cancel(child)
-
-
-def shown(value: object, limit: int = 200) -> str:
-    """A short text for a value, also for one whose `repr` raises or is huge."""
-    if isinstance(value, (str, bytes)) and len(value) > limit:
-        return f"{value[: limit - 40]!r}... ({len(value):,} long)"
-    try:
-        text = repr(value)
-    except Exception as error:
-        return f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
-    return text if len(text) <= limit else text[: limit - 3] + "..."

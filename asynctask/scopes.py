@@ -33,11 +33,13 @@ from .engine import execute
 from .errors import RuntimeClosedError, RuntimeInUseError
 from .futures import TaskFuture
 from .limits import Limits
-from .loops import EventLoop, LoopThread, Work, current_loop
+from .loop_threads import LoopThread, LoopThreads
+from .loops import EventLoop, Work, current_loop
 from .observers import bits_to_log, log_transition
 from .options import TaskRunner, check_runtime
+from .records import TaskRun
 from .runners import ThreadPoolTaskRunner
-from .runs import Journal, Run, TaskRun, Yielded, ask_to_stop, current_run, wake_all
+from .runs import Journal, Run, Yielded, ask_to_stop, current_run, wake_all
 from .settings import settings
 from .states import CANCELLED, CRASHED
 from .stores.base import Store
@@ -135,7 +137,7 @@ class Scope:
         """Nothing more may start here; give back what was borrowed."""
         self.is_closed = True
         if self._borrowed is not None:
-            self.runtime.give_loop(self._borrowed)
+            self.runtime.loop_threads.give(self._borrowed)
             self._borrowed = None
 
     def _find_home(self, here: EventLoop | None) -> EventLoop:
@@ -147,7 +149,7 @@ class Scope:
         # The scope of a sync flow, whose thread is going to block: any loop but the one it blocks.
         home = self._outer.loop_for_blocking_flow(self._blocked)
         if home == self._blocked:
-            self._borrowed = self.runtime.take_loop(home.backend)
+            self._borrowed = self.runtime.loop_threads.take(home.backend)
             home = self._borrowed.loop
         self._home = home
         return home
@@ -209,19 +211,16 @@ class Runtime:
         self.shutdown_timeout = shutdown_timeout
         self.journal = Journal(clock or Clock(), Ids(source), self.store.keep)
         self.journal.observe(bits_to_log(), log_transition)
-        self.store.attach(self.journal)
-        self.services = Services(self.store.limits, source, self._executor)
+        self.services = Services(self.store, source, self._executor)
         self.loop_port = Loop(self.services)
         self.blocking_port = Blocking(self.services)
+        self._is_attached = False
         self.is_entered = False
         self.is_closing = False
         self.is_closed = False
         self.root = Scope(self)
         self._home: EventLoop | None = None
-        self._lock = threading.Lock()
-        self._own: dict[str, LoopThread] = {}
-        self._spare: list[LoopThread] = []
-        self._loops: list[LoopThread] = []
+        self.loop_threads = LoopThreads(name)
         #: Those of tasks and flows that were used here.
         self._runners: list[TaskRunner] = []
         self._tokens: tuple[contextvars.Token[Runtime | None], contextvars.Token[Run | None]] | None = None
@@ -244,6 +243,7 @@ class Runtime:
     async def __aenter__(self) -> Runtime:
         if self.is_entered:
             raise RuntimeInUseError(f"runtime {self.name!r} is already entered; make another one with Runtime()")
+        self.open()
         self.is_entered = True
         self.is_closing = self.is_closed = False
         self.root = Scope(self)
@@ -252,6 +252,12 @@ class Runtime:
         self._tokens = (current_runtime.set(self), current_run.set(None))
         _entered.append(self)
         return self
+
+    def open(self) -> None:
+        """Begin to use the store; until it is closed."""
+        if not self._is_attached:
+            self._is_attached = True
+            self.store.attach(self.journal)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -271,6 +277,10 @@ class Runtime:
         Cancelled while it waits for runs, it cancels them, and closes all the same.
         """
         await self._close(self.loop_port, cancel)
+
+    async def flush(self) -> None:
+        """Return when every run so far is recorded as durably as the store does it. Raises `StoreError`."""
+        await self.store.flush()
 
     def close(self) -> None:
         """The same from plain code, for a runtime that lives in no event loop. Raises `BlockingWaitError` on one."""
@@ -309,13 +319,14 @@ class Runtime:
             self.is_entered = False
             if self in _entered:
                 _entered.remove(self)
-            await self.store.flush()
+            if self._is_attached:
+                self._is_attached = False
+                await port.ask(self.store.detach(self.journal))
             for runner in (self.task_runner, *self._runners):
                 runner.close()
-            for thread in self._loops:
-                thread.stop(LAST_SECONDS)
+            self.loop_threads.stop(LAST_SECONDS)
             self._home = None
-            self._own, self._loops, self._spare, self._runners = {}, [], [], []
+            self._runners = []
 
     def _give_up_the_dead(self) -> None:
         """End runs whose loop was closed without ending them."""
@@ -354,30 +365,7 @@ class Runtime:
         if home is not None and home != blocked:
             return home
         here = home or blocked
-        backend = "asyncio" if here is None else here.backend
-        with self._lock:
-            thread = self._own.get(backend)
-            if thread is None:
-                thread = self._own[backend] = self._new_loop(backend)
-            return thread.loop
-
-    def take_loop(self, backend: str) -> LoopThread:
-        """A loop in a thread for one sync flow alone; `give_loop` takes it back."""
-        with self._lock:
-            for thread in self._spare:
-                if thread.loop.backend == backend:
-                    self._spare.remove(thread)
-                    return thread
-            return self._new_loop(backend)
-
-    def give_loop(self, thread: LoopThread) -> None:
-        with self._lock:
-            self._spare.append(thread)
-
-    def _new_loop(self, backend: str) -> LoopThread:
-        thread = LoopThread(f"{self.name}-loop-{len(self._loops) + 1}", backend)
-        self._loops.append(thread)
-        return thread
+        return self.loop_threads.own("asyncio" if here is None else here.backend)
 
     def _executor(self, run: Run) -> Executor:
         """The executor for a body: of the task's own runner, its flow's, or the runtime's."""
@@ -417,6 +405,7 @@ def _open_default() -> Runtime:
     with _default_lock:
         if _default is None:
             _default = Runtime(name="asynctask-default")
+            _default.open()
         return _default
 
 

@@ -18,6 +18,7 @@ import msgspec
 
 from .errors import OptionError, ParameterBindError, ReservedArgumentError
 from .options import Options
+from .redact import shown_as, text_of
 
 RESERVED = ("wait_for", "return_state")
 
@@ -37,6 +38,8 @@ class TaskSpec(msgspec.Struct, eq=False, weakref=True, dict=True):
     most: int = 0
     #: The object that people hold; handed to hooks.
     task: Any = None
+    #: The text of the function, for cache policies that ask for it.
+    source: str | None = None
     #: Set by flows: runs one attempt inside a scope of its own, as `enclose(run, port)`.
     enclose: Callable[[Any, Any], Any] | None = None
     #: Set by flows that check their arguments: for those that were futures at the call, once they are filled in.
@@ -58,6 +61,11 @@ class TaskSpec(msgspec.Struct, eq=False, weakref=True, dict=True):
         except (TypeError, ValueError):  # a builtin that does not tell: only the call itself knows what fits
             return inspect.signature(_anything)
 
+    @functools.cached_property
+    def has_defaults(self) -> bool:
+        """Whether a call without arguments has parameters to show all the same."""
+        return any(one.default is not one.empty for one in self.signature.parameters.values())
+
     def parameters(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments by parameter name, with defaults filled in.
 
@@ -70,10 +78,51 @@ class TaskSpec(msgspec.Struct, eq=False, weakref=True, dict=True):
             if next(iter(self.signature.parameters), None) == "cls" and not self.is_flow:
                 hint = "; under @classmethod only a call passes the class on (from Python 3.13): put @task on top"
             raise ParameterBindError(
-                f"{self.what} {self.name!r}: {error}; its signature is {self.signature}{hint}"
+                f"{self.what} {self.name!r}: {text_of(error)}; its signature is {shown_signature(self.signature)}{hint}"
             ) from None
         bound.apply_defaults()
         return bound.arguments
+
+    @functools.cached_property
+    def names_and_defaults(self) -> tuple[tuple[str, ...], tuple[Any, ...]] | None:
+        """Every parameter and its default (`empty` if it has none), in order; None with `*args` or `**kwargs`."""
+        parameters = self.signature.parameters.values()
+        if any(one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD) for one in parameters):
+            return None
+        return tuple(one.name for one in parameters), tuple(one.default for one in parameters)
+
+    def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What `parameters` gives, for a call that is known to fit: 0.3 us where there is no `*args` or `**kwargs`."""
+        simple = self.names_and_defaults
+        if simple is None:
+            return self.parameters(args, kwargs)
+        names, defaults = simple
+        count = len(args)
+        if count == len(names):
+            return dict(zip(names, args, strict=True))
+        named = dict(zip(names, args + defaults[count:], strict=True))
+        if kwargs:
+            named.update(kwargs)
+        return named
+
+
+class _Default:
+    """In the place of a default value, where a signature is shown: a text for it, without a secret or a large value."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+def shown_signature(signature: inspect.Signature) -> str:
+    """The signature as people write it, with defaults as the records of runs show values."""
+    parameters = [
+        one if one.default is one.empty else one.replace(default=_Default(shown_as(one.name, one.default, 80)))
+        for one in signature.parameters.values()
+    ]
+    return str(signature.replace(parameters=parameters))
 
 
 def make_spec(what: str, fn: Callable[..., Any], options: Options) -> TaskSpec:
@@ -200,14 +249,14 @@ def key_of(fn: Callable[..., Any], name: str) -> str:
     where: Any = inner if hasattr(inner, "__qualname__") else inner.__class__
     module = getattr(where, "__module__", None) or "builtins"
     if module == "__main__":
-        module = _main_module()
+        module = main_module()
     import hashlib  # 2 ms, so not before there is a task
 
     text = f"{name}\0{module}.{where.__qualname__}".encode(errors="surrogatepass")  # a name may be any string
     return f"{name}-{hashlib.blake2b(text, digest_size=6).hexdigest()}"
 
 
-def _main_module() -> str:
+def main_module() -> str:
     """The name under which the file being run as a script would be imported."""
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)

@@ -72,11 +72,11 @@ for _type in StateType:
     _type.next_bits = sum(following.bit for following in MOVES[_type])
 
 
-class State(msgspec.Struct, frozen=True, gc=False):
+class State(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """One moment in a run's life. `time` is in seconds since the epoch; `timestamp` gives it as an aware UTC datetime.
 
-    It holds plain data only, so the garbage collector need not know of it: with 100,000 runs alive that is half of
-    what a collection would have to visit.
+    As JSON it is the list of its fields. It holds plain data only, so the garbage collector need not know of it: with
+    100,000 runs alive that is half of what a collection would have to visit.
     """
 
     type: StateType

@@ -17,7 +17,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Executor
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import anyio
 
@@ -30,18 +30,22 @@ from .options import Hook
 from .runs import Run, current_run
 from .settings import settings
 from .states import State
+from .stores.base import Store
 
 if TYPE_CHECKING:
     import random  # 1 ms at import; a runtime imports it when it is made
 
 logger = logging.getLogger("asynctask")
 
+T = TypeVar("T")
+
 
 class Services:
-    """What a port works with: the limits, the dice and the executors of one runtime."""
+    """What a port works with: the store with its limits, the dice and the executors of one runtime."""
 
-    def __init__(self, limits: Limits, source: random.Random, executor: Callable[[Run], Executor]) -> None:
-        self.limits = limits
+    def __init__(self, store: Store, source: random.Random, executor: Callable[[Run], Executor]) -> None:
+        self.store = store
+        self.limits: Limits = store.limits
         self.random = source
         self.executor = executor
         #: Interrupted bodies that have not ended yet.
@@ -70,6 +74,10 @@ class Port(Protocol):
 
         Raises what the body raises, or `TaskTimeoutError`.
         """
+        ...
+
+    async def ask(self, question: Awaitable[T]) -> T:
+        """What a store answers."""
         ...
 
     async def sleep(self, run: Run, seconds: float) -> None: ...
@@ -161,6 +169,9 @@ class Loop:
             abandoned.add(body)
             if not body.is_in_thread:  # it ended between the two lines above
                 abandoned.discard(body)
+
+    async def ask(self, question: Awaitable[T]) -> T:
+        return await question
 
     async def sleep(self, run: Run, seconds: float) -> None:
         clock = run.journal.clock
@@ -300,6 +311,10 @@ class Blocking:
             if taken > 0.001:
                 _warn_of_blocking(run, taken)
             del run  # the traceback of what the body raised leads to this frame; see `execute`
+
+    async def ask(self, question: Awaitable[T]) -> T:
+        with loops.blocking():
+            return await question
 
     async def sleep(self, run: Run, seconds: float) -> None:
         clock = run.journal.clock

@@ -30,6 +30,8 @@ GRACE = 2.0  # seconds: the slowest honest ending seen is a worker thread of a l
 KINDS = ("threads", "children", "files", "tasks", "log")
 PASSED = pytest.StashKey[bool]()
 
+#: Tests that say nothing of a store share nothing with the user's: neither their data folder, nor what is in it.
+os.environ["ASYNCTASK_STORE_URL"] = "memory://"
 os.environ.pop("PYTHONASYNCIODEBUG", None)  # debug mode costs five times the time and changes what is collected when
 
 

@@ -10,7 +10,8 @@ import trio
 import uvloop
 
 from asynctask import TaskFuture, flow, task
-from asynctask.loops import LoopThread, current_loop
+from asynctask.loop_threads import LoopThread
+from asynctask.loops import current_loop
 from testkit import fresh, until
 
 

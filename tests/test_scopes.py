@@ -21,6 +21,7 @@ from asynctask.errors import (
     RuntimeInUseError,
 )
 from asynctask.scopes import close_default
+from asynctask.runs import Journal
 from asynctask.stores.base import RunFilter
 from asynctask.stores.memory import MemoryStore
 from testkit import fresh, until
@@ -385,7 +386,7 @@ async def test_leaving_flushes_the_store_after_the_last_run_and_before_the_threa
     seen: list[Any] = []
 
     class Watched(MemoryStore):
-        async def flush(self) -> None:
+        async def detach(self, journal: Journal) -> None:
             seen.append([run.state_name for run in await self.read_runs(RunFilter(), 10)])
             seen.append(any(thread.name.startswith("asynctask-worker") for thread in threading.enumerate()))
 

@@ -1,0 +1,1 @@
+"""The command line: `asynctask run`, `runs`, `cache`, `store`, `config`, `version`."""

@@ -1,0 +1,116 @@
+"""The command `asynctask`: which commands there are, and what becomes of their errors.
+
+1. A command is a plain function of its own module, named here by text: `asynctask --help` imports none of them.
+2. It gives its exit code: 0 done, 1 failed. What is asked wrongly is an error, and 2. Ctrl-C is 130.
+3. cyclopts reads the command line, and costs 65 ms of import. A line that can mean only one thing is read without it
+   (`shortcut`); `--help`, mistakes and everything unusual go to cyclopts.
+4. `--store URL` may also stand before the command, for those that use a store.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import AsyncTaskError, OptionError, SettingsError, UsageError
+from .shortcut import plain_call
+from .show import note
+
+if TYPE_CHECKING:
+    from cyclopts import App
+
+#: Each command: where its function is, and its line in `--help`.
+COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
+    ("run",): ("asynctask.cli.run:run", "Run a flow or task of a file or module."),
+    ("runs", "ls"): ("asynctask.cli.runs:ls", "List runs, the newest first."),
+    ("runs", "inspect"): ("asynctask.cli.runs:inspect", "Show all about one run."),
+    ("runs", "logs"): ("asynctask.cli.runs:logs", "Show what a run logged."),
+    ("runs", "watch"): ("asynctask.cli.watch:watch", "Follow a run to its end."),
+    ("runs", "delete"): ("asynctask.cli.runs:delete", "Delete ended runs."),
+    ("cache", "ls"): ("asynctask.cli.cache:ls", "List kept results, the newest first."),
+    ("cache", "clear"): ("asynctask.cli.cache:clear", "Delete kept results."),
+    ("store", "info"): ("asynctask.cli.store:info", "Show where the store is and what it holds."),
+    ("store", "migrate"): ("asynctask.cli.store:migrate", "Bring the store to this version's schema."),
+    ("store", "prune"): ("asynctask.cli.store:prune", "Delete old ended runs."),
+    ("config", "view"): ("asynctask.cli.config:view", "Show every setting and where its value comes from."),
+    ("config", "set"): ("asynctask.cli.config:set_value", "Write a setting to asynctask.toml in this folder."),
+    ("config", "unset"): ("asynctask.cli.config:unset", "Take a setting out of asynctask.toml in this folder."),
+    ("completion",): ("asynctask.cli.completion:completion", "Print or install completion for your shell."),
+    ("version",): ("asynctask.cli.version:version", "Show the version."),
+}
+GROUPS = {
+    "runs": "Look at runs, follow and delete them.",
+    "cache": "Look at kept results and delete them.",
+    "store": "Look after the store.",
+    "config": "Look at settings and change them.",
+}
+
+
+def main(tokens: Sequence[str] | None = None) -> int:
+    """Do what the command line says and give the exit code."""
+    given = list(sys.argv[1:] if tokens is None else tokens)
+    try:
+        given = _store_behind(given)
+        if given[:1] == ["--version"]:
+            given[0] = "version"
+        call = plain_call(COMMANDS, given)
+        result = by_cyclopts(given) if call is None else call()
+        return result if isinstance(result, int) else 0
+    except (UsageError, OptionError, SettingsError) as error:
+        note(f"asynctask: {error}")
+        return 2
+    except AsyncTaskError as error:
+        note(f"asynctask: {error}")
+        return 1
+    except BrokenPipeError:  # `asynctask runs ls | head`: whoever read has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains as it flushes
+        return 1
+    except OSError as error:
+        note(f"asynctask: {error}")
+        return 1
+    except KeyboardInterrupt:
+        note("asynctask: interrupted")
+        return 130
+
+
+def by_cyclopts(tokens: list[str]) -> Any:
+    """What the command gives, or None where cyclopts did it itself, as with `--help`."""
+    from cyclopts import CycloptsError
+
+    try:
+        return application()(tokens, result_action="return_value", exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        raise UsageError(str(error).strip()) from error
+
+
+def application() -> App:
+    """All commands, for cyclopts."""
+    from cyclopts import App, Parameter  # 65 ms (rule 3)
+
+    options: dict[str, Any] = {
+        "default_parameter": Parameter(negative=(), show_default=False),
+        "version_flags": (),
+        "help_format": "plaintext",
+        "suppress_keyboard_interrupt": False,
+    }
+    app = App("asynctask", "Run tasks and flows, and look at what became of them.", **options)
+    for name, text in GROUPS.items():
+        app.command(App(name, text, **options))
+    for (*group, name), (place, text) in COMMANDS.items():
+        parent: App = app[group[0]] if group else app
+        parent.command(place, name=name, help=text)
+    return app
+
+
+def _store_behind(tokens: list[str]) -> list[str]:
+    """`--store URL` from before the command to behind it (rule 4)."""
+    if tokens[:1] == ["--store"] and len(tokens) > 2:
+        moved, rest = tokens[:2], tokens[2:]
+    elif tokens and tokens[0].startswith("--store=") and len(tokens) > 1:
+        moved, rest = tokens[:1], tokens[1:]
+    else:
+        return tokens
+    end = rest.index("--") if "--" in rest else len(rest)
+    return [*rest[:end], *moved, *rest[end:]]

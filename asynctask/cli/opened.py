@@ -1,0 +1,47 @@
+"""The store that a command looks at.
+
+1. A command that reads makes no store: where there is none yet, there are no runs; a `--store` that does not exist is
+   an error, for it was misspelt.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+from ..client import SyncClient
+from ..errors import ObjectNotFound
+from ..scopes import Runtime
+from ..settings import temporary_settings
+
+
+def using(url: str | None) -> AbstractContextManager[Any]:
+    """`--store URL`: the setting `store_url`, for the length of a command."""
+    return nullcontext() if url is None else temporary_settings(store_url=url)
+
+
+@contextmanager
+def opened(url: str | None, *, to_write: bool = False) -> Generator[SyncClient | None]:
+    """A client of the store that `--store`, or else the settings, name; None if there is no such store yet (rule 1)."""
+    with using(url):
+        runtime = Runtime(name="asynctask-command")
+        path: str | None = getattr(runtime.store, "path", None)
+        if path is not None and not to_write and not os.path.exists(path):
+            if url is not None:
+                raise ObjectNotFound(f"there is no store at {path}")
+            yield None
+            return
+        runtime.open()
+        try:
+            yield SyncClient(runtime.store)
+        finally:
+            runtime.close()
+
+
+def at(client: SyncClient | None, run: str) -> SyncClient:
+    """The client, for a command that needs one. Raises `ObjectNotFound` where there is no store yet."""
+    if client is None:
+        raise ObjectNotFound(f"there is no run {run!r}: nothing has been kept yet")
+    return client

@@ -1,0 +1,196 @@
+"""What `FILE.py:NAME` and `module:name` mean: the flow or task, and the values for its parameters.
+
+1. A file is loaded as a script would be: its own folder is `sys.path[0]`, `sys.argv[0]` is its name. Only its
+   `__name__` is not `"__main__"` but the name that it would be imported by, so that its main block does not run,
+   and its tasks have the keys that `python FILE.py` gives them.
+2. A module is imported as `python -m` would: from the current folder, then from where Python finds modules.
+3. A value is JSON if its text is and the annotation takes it so; else the text itself, as the annotation converts it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from types import ModuleType
+from typing import Any
+
+import msgspec
+
+from ..definitions import Definition
+from ..errors import ParameterValidationError, UsageError
+from ..flows import checks_of, coerced
+
+AnyDefinition = Definition[Any]
+
+
+def find_target(target: str) -> AnyDefinition:
+    """The flow or task. Raises `UsageError`, saying what there is; what the user's code raises as it is loaded passes."""
+    place, name = _parts(target)
+    module = _load_file(place) if _is_file(place) else _load_module(place)
+    return _only_one(module, place) if name is None else _named(module, place, name)
+
+
+def _parts(target: str) -> tuple[str, str | None]:
+    place, colon, name = target.rpartition(":")
+    if not colon or os.path.isfile(target) or name.endswith(".py"):  # C:\\flow.py has a colon, and no name
+        return target, None
+    if not place or not name:
+        raise UsageError(f"{target!r} names nothing to run; write FILE.py, FILE.py:NAME or module:name")
+    return place, name
+
+
+def _is_file(place: str) -> bool:
+    return place.endswith(".py") or os.sep in place or os.path.isfile(place)
+
+
+def _load_file(place: str) -> ModuleType:
+    path = os.path.realpath(place)
+    if not os.path.isfile(path):
+        raise UsageError(f"there is no file {place!r}")
+    stem = os.path.splitext(os.path.basename(path))[0]
+    spec = importlib.util.spec_from_file_location(stem, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{place!r} is not a Python file: its name must end with .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.path[0] = os.path.dirname(path)
+    sys.argv[:] = [place]
+    # A file called like a module that is loaded already (inspect.py, say) must not take its place for everybody.
+    known = sys.modules.setdefault(stem, module) is not module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        if not known:
+            del sys.modules[stem]
+        raise
+    return module
+
+
+def _load_module(name: str) -> ModuleType:
+    sys.path[0] = os.getcwd()
+    try:
+        found = importlib.util.find_spec(name)
+    except (ImportError, ValueError, AttributeError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
+            found = None  # a parent package of it is missing; anything else is an error inside one
+        elif isinstance(error, ValueError):  # "..x", or a name without a spec
+            raise UsageError(f"{name!r} is no module name: {error}") from error
+        else:
+            raise
+    if found is None:
+        raise UsageError(f"there is no module {name!r}, nor a file of that name")
+    return importlib.import_module(name)
+
+
+def _here(module: ModuleType) -> dict[str, AnyDefinition]:
+    """The flows and tasks that the module defines, not those that it imports; all of them if there are no others."""
+    every = {name: value for name, value in vars(module).items() if isinstance(value, Definition)}
+    own = {name: value for name, value in every.items() if getattr(value, "__module__", None) == module.__name__}
+    return own or every
+
+
+def _only_one(module: ModuleType, place: str) -> AnyDefinition:
+    found = _here(module)
+    distinct = {name: one for name, one in found.items() if not any(one is found[n] for n in found if n < name)}
+    flows = {name: one for name, one in distinct.items() if one.spec.is_flow}
+    candidates = flows or distinct
+    if len(candidates) == 1:
+        return next(iter(candidates.values()))
+    raise UsageError(
+        f"{place} has {len(candidates) or 'no'} {'flows' if flows else 'flows or tasks'}"
+        + (f"; say which: {_listed(place, found)}" if found else "")
+    )
+
+
+def _listed(place: str, found: dict[str, AnyDefinition]) -> str:
+    names = sorted(found, key=lambda name: (not found[name].spec.is_flow, name))
+    return ", ".join(f"{place}:{name} ({found[name].what})" for name in names)
+
+
+def _named(module: ModuleType, place: str, name: str) -> AnyDefinition:
+    value: Any = module
+    for part in name.split("."):
+        value = getattr(value, part, None)
+        if value is None:
+            break
+    if value is None:  # by the name that it was given: `@flow(name="nightly import")`
+        called = [one for one in _here(module).values() if one.name == name]
+        value = called[0] if len(called) == 1 else None
+    if isinstance(value, Definition):
+        return value
+    found = _here(module)
+    there_are = f"there are: {_listed(place, found)}" if found else "there are no flows or tasks in it"
+    if value is None:
+        raise UsageError(f"{place} has no {name!r}; {there_are}")
+    raise UsageError(f"{place}:{name} is {_kind(value)}, not a flow or task; {there_are}")
+
+
+def _kind(value: object) -> str:
+    return f"a plain {type(value).__name__} (put @task or @flow on it)" if callable(value) else type(value).__name__
+
+
+def bound(definition: AnyDefinition, given: list[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments that `--param name=value` mean, by the signature. Raises `UsageError`."""
+    spec = definition.spec
+    signature = spec.signature
+    known = list(signature.parameters.values())[len(definition._bound) :]  # pyright: ignore[reportPrivateUsage]
+    by_name = {one.name: one for one in known}
+    takes_any = next((one for one in known if one.kind is one.VAR_KEYWORD), None)
+    hints = checks_of(spec)
+    values: dict[str, Any] = {}
+    more: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--param {text!r} has no value; write --param name=value")
+        if name in values or name in more:
+            raise UsageError(f"--param {name} is given twice")
+        parameter = by_name.get(name)
+        if parameter is not None and parameter.kind is parameter.VAR_POSITIONAL:
+            raise UsageError(f"--param {name}: *{name} cannot be given on the command line")
+        if parameter is not None and parameter is not takes_any:
+            values[name] = _converted(definition, name, value, hints.get(name, Any))
+        elif takes_any is not None:
+            more[name] = _json_or_text(value)
+        else:
+            raise UsageError(f"{spec.what} {spec.name!r} has no parameter {name!r}; {_parameters(by_name)}")
+    missing = [
+        one.name
+        for one in known
+        if one.default is one.empty and one.name not in values and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+    ]
+    if missing:
+        wanted = " ".join(f"--param {name}=..." for name in missing)
+        raise UsageError(f"{spec.what} {spec.name!r} needs {', '.join(missing)}: add {wanted}")
+    args = tuple(values.pop(one.name) for one in known if one.kind is one.POSITIONAL_ONLY and one.name in values)
+    return args, {**values, **more}
+
+
+def _parameters(by_name: dict[str, inspect.Parameter]) -> str:
+    return f"it has: {', '.join(map(str, by_name.values()))}" if by_name else "it takes none"
+
+
+def _converted(definition: AnyDefinition, name: str, text: str, hint: Any) -> Any:
+    if hint is str:
+        return text
+    value = _json_or_text(text)
+    if hint is Any:
+        return value
+    try:
+        return coerced(definition.spec, name, value, hint)
+    except ParameterValidationError as error:
+        if value is not text:  # 123 is JSON, but for `str | None` it is text
+            try:
+                return coerced(definition.spec, name, text, hint)
+            except ParameterValidationError:
+                pass
+        raise UsageError(str(error)) from error
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeEncodeError):
+        return text

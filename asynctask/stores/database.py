@@ -1,0 +1,259 @@
+"""One SQLite file, opened and written so that nothing is lost: what every statement of the SQLite store goes through.
+
+1. One connection writes and one reads, both at the desk of the store; each works in a thread of its own.
+2. Every write transaction, checkpoint, opening and closing happens under a lock between processes, with the library's
+   own checkpoints switched off: from version 3.7.0 to 3.51.2 it can lose acknowledged commits when a checkpoint of one
+   process meets a write of another (sqlite.org/wal.html, "the WAL-reset bug"). It is also faster than waiting inside
+   the library, whose waiters sleep.
+3. A transaction begins IMMEDIATE, so that it never has to be given up halfway for a lock.
+4. No file of the database is ever opened by other means: closing that would drop the process's own locks on it.
+5. A damaged database is reported, never deleted and never written over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiosqlite
+
+from ..errors import StoreBusy, StoreDamaged, StoreError
+from .guard import FileLock, taken
+from .schema import MIGRATIONS, VERSION, name_number
+
+#: "asta": marks a database file as ours.
+APPLICATION = 0x61737461
+#: The first version of the library that needs no guard.
+SAFE = (3, 51, 3)
+#: Seconds to wait for the lock between processes, and for programs that do not know it.
+GUARD_SECONDS, FOREIGN_SECONDS = 10.0, 5.0
+#: Bytes of log after which it is copied into the database; and after which readers must let it be cut off.
+CHECKPOINT, TRUNCATE = 4 << 20, 64 << 20
+
+_PRAGMAS = f"""
+PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 0; PRAGMA mmap_size = 0;
+PRAGMA busy_timeout = {int(FOREIGN_SECONDS * 1000)}; PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON;
+PRAGMA journal_size_limit = {TRUNCATE}; PRAGMA cache_size = -16000;
+"""
+#: Connections that must not be closed: of a file that was replaced, or of the process that this one was forked from.
+_left_behind: list[object] = []
+
+
+class Database:
+    """The file at `path`; opened by the first that reads or writes. Only for code at one desk.
+
+    `prepare` is called once it is open, with the connection that writes, under the lock.
+    """
+
+    def __init__(self, path: str, prepare: Callable[[aiosqlite.Connection], Awaitable[None]]) -> None:
+        self.path = path
+        self._prepare = prepare
+        self._guard = FileLock(f"{path}-guard")
+        self._writer: aiosqlite.Connection | None = None
+        self._reader: aiosqlite.Connection | None = None
+        self._inode = (0, 0)
+        self._turn = asyncio.Lock()
+        self._opening = asyncio.Lock()
+
+    async def opened(self) -> aiosqlite.Connection:
+        """The connection that writes. Raises `StoreError`."""
+        if self._writer is not None:
+            return self._writer
+        async with self._opening:
+            if self._writer is None:  # pyright: ignore[reportUnnecessaryComparison]  # others wait here as well
+                try:
+                    self._writer = await self._open()
+                except sqlite3.Error as error:
+                    raise self.told(error) from error
+                except OSError as error:
+                    raise StoreError(f"{self.path!r} cannot be opened: {error.strerror or error}") from error
+        return self._writer
+
+    async def _open(self) -> aiosqlite.Connection:
+        _make_file(self.path)
+        async with taken(self._guard, GUARD_SECONDS):
+            writer = await _connected(self.path)
+            try:
+                await self._check_owner(writer)
+                await writer.executescript(_PRAGMAS)
+                await self._migrate(writer)
+                await self._prepare(writer)
+            except BaseException:
+                await writer.close()
+                raise
+        found = os.stat(self.path)
+        self._inode = (found.st_dev, found.st_ino)
+        return writer
+
+    async def _check_owner(self, writer: aiosqlite.Connection) -> None:
+        """Raise `StoreError` for somebody else's database."""
+        application = await one(writer, "PRAGMA application_id")
+        if application == APPLICATION:
+            return
+        if application or await one(writer, "SELECT count(*) FROM sqlite_master"):
+            raise StoreError(f"{self.path!r} is the database of some other program; give this store another path")
+        await writer.executescript(f"PRAGMA application_id = {APPLICATION}")
+
+    async def _migrate(self, writer: aiosqlite.Connection) -> None:
+        """Bring the schema up to date, each step in a transaction. Raises `StoreError` for one from the future."""
+        version = int(await one(writer, "PRAGMA user_version"))
+        if version > VERSION:
+            raise StoreError(
+                f"{self.path!r} was written by a newer asynctask (schema {version}; this one knows {VERSION}): "
+                f"upgrade asynctask, or give it another store"
+            )
+        await writer.create_function("name_number", 1, name_number, deterministic=True)
+        for number in range(version, VERSION):
+            async with transaction(writer):
+                for statement in MIGRATIONS[number]:
+                    await writer.execute(statement)
+                await writer.execute(f"PRAGMA user_version = {number + 1}")
+
+    @asynccontextmanager
+    async def writing(self, *, durable: bool = False) -> AsyncGenerator[aiosqlite.Connection, None]:
+        """A transaction; with `durable` it is on disk, also if the power fails, when the block is left.
+
+        Raises `StoreError` for whatever the library raises in it.
+        """
+        writer = await self.opened()
+        try:
+            async with self._turn:
+                self._check_file()
+                async with taken(self._guard, GUARD_SECONDS):
+                    if durable:
+                        await writer.execute("PRAGMA synchronous = FULL")
+                    try:
+                        async with transaction(writer):
+                            yield writer
+                    finally:
+                        if durable:
+                            await writer.execute("PRAGMA synchronous = NORMAL")
+                    size = size_of(f"{self.path}-wal")
+                    if size > CHECKPOINT:
+                        how = "TRUNCATE" if size > TRUNCATE else "PASSIVE"
+                        await writer.execute_fetchall(f"PRAGMA wal_checkpoint({how})")
+        except sqlite3.Error as error:
+            raise self.told(error) from error
+
+    async def read(self, text: str, values: Sequence[Any] = ()) -> list[Any]:
+        """The rows of a statement that only reads. Raises `StoreError`."""
+        await self.opened()
+        try:
+            if self._reader is None:
+                async with self._turn, taken(self._guard, GUARD_SECONDS):
+                    if self._reader is None:  # pyright: ignore[reportUnnecessaryComparison]  # others wait here as well
+                        reader = await _connected(self.path)
+                        await reader.executescript(f"{_PRAGMAS} PRAGMA query_only = ON;")
+                        self._reader = reader
+            return list(await self._reader.execute_fetchall(text, values))
+        except sqlite3.Error as error:
+            raise self.told(error) from error
+
+    def _check_file(self) -> None:
+        """Raise `StoreError` if the file that is open is not the one at the path any more; the next try opens anew."""
+        try:
+            found = os.stat(self.path)
+        except OSError:
+            found = None
+        if found is not None and (found.st_dev, found.st_ino) == self._inode:
+            return
+        # Never closed: the library would delete the log by its name, and that may be the log of another file by now.
+        _left_behind.extend((self._writer, self._reader))
+        self._writer = self._reader = None
+        raise StoreReplaced(
+            f"the database {self.path!r} was deleted or replaced while it was open; what was in it is gone from there, "
+            f"and what comes is written to a new one"
+        )
+
+    async def close(self) -> None:
+        """Close what is open; as the last one in any process, this copies the log into the file."""
+        connections = [one for one in (self._reader, self._writer) if one is not None]
+        self._writer = self._reader = None
+        if connections:
+            try:
+                async with taken(self._guard, GUARD_SECONDS):
+                    await _close(connections)
+            except StoreError:  # the lock is not to be had; the log stays, for the next one who opens the file
+                await _close(connections)
+        self._guard.close()
+
+    def leave_behind(self) -> None:
+        """In a forked child: never touch what the parent had opened."""
+        _left_behind.extend((self._writer, self._reader))
+
+    def told(self, error: sqlite3.Error) -> StoreError:
+        """What an error of the library means for people."""
+        code = getattr(error, "sqlite_errorname", None) or ""
+        where = repr(self.path)
+        if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+            return StoreDamaged(
+                f"the database {where} is damaged ({error}); nothing in it was changed. Restore a backup, or move it "
+                f"away together with its -wal and -shm files; `sqlite3 FILE .recover` may save most of it"
+            )
+        if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+            return StoreBusy(f"{where} is locked by a program that is not asynctask ({error}); end its transaction")
+        if code.startswith("SQLITE_FULL"):
+            return StoreError(f"there is no room to write {where} ({error}); free some")
+        if code.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_AUTH")):
+            return StoreError(f"{where} cannot be written ({error}); check the permissions of the file and its folder")
+        return StoreError(f"{where}: {error}")
+
+
+class StoreReplaced(StoreError):
+    """The file of an open database is not the one at its path any more."""
+
+
+def _make_file(path: str) -> None:
+    """Create the database file for its owner alone, before the library would, for everybody."""
+    folder = os.path.dirname(path)
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    if os.path.islink(path):
+        raise StoreError(f"{path!r} is a symbolic link; give the store the path of a file")
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    except FileExistsError:
+        return
+
+
+async def _connected(path: str) -> aiosqlite.Connection:
+    connection = aiosqlite.connect(path, isolation_level=None)
+    # Else the interpreter, ending, would wait for this thread before we are told that it ends.
+    connection._thread.daemon = True  # pyright: ignore[reportPrivateUsage]
+    return await connection
+
+
+async def _close(connections: list[aiosqlite.Connection]) -> None:
+    for connection in connections:
+        with contextlib.suppress(sqlite3.Error):
+            await connection.close()
+
+
+@asynccontextmanager
+async def transaction(writer: aiosqlite.Connection) -> AsyncGenerator[None, None]:
+    await writer.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        await writer.execute("COMMIT")
+    except BaseException:
+        with contextlib.suppress(sqlite3.Error):  # the library may have rolled back by itself
+            await writer.rollback()
+        raise
+
+
+async def one(connection: aiosqlite.Connection, text: str, values: Sequence[Any] = ()) -> Any:
+    """The first value of the first row."""
+    rows = list(await connection.execute_fetchall(text, values))
+    return rows[0][0]
+
+
+def size_of(path: str) -> int:
+    """Bytes of a file; 0 if there is none."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0

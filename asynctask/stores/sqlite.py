@@ -1,0 +1,382 @@
+"""The SQLite store: one file for every process of this machine that is given its path.
+
+1. Everything that touches the file happens at the store's desk, and through `database`.
+2. A process that writes runs is present: a lock file of its own, which dies with it. The next process that opens the
+   store ends the runs of those that are gone as Crashed.
+3. Whoever reads, reads all that this process has kept so far: it is written first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sqlite3
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import aiosqlite
+
+from ..clocks import Clock
+from ..errors import ObjectNotFound, StoreError
+from ..limits import ConcurrencyLimit, Limits
+from ..records import TaskRun
+from ..runs import Journal
+from ..settings import settings
+from ..states import State
+from . import sql
+from .base import CacheEntry, LogEntry, RunFilter, StoredResult, StoreInfo
+from .database import SAFE, Database, one, size_of
+from .desk import Desk
+from .guard import KeyLocks, Presence, is_alive, remove
+from .lists import ALL_TASKS, FIND_KINDS, FIND_TASKS, Known, count_runs, list_runs, tasks_named
+from .recorder import Batch, Recorder
+from .results_table import Results
+from .shelf import Shelf
+
+logger = logging.getLogger("asynctask")
+
+#: Seconds that a closing store goes on trying to write what waits.
+LAST_SECONDS = 10.0
+#: Seconds between two looks at what is to be pruned.
+PRUNE_EVERY = 600.0
+
+
+class SQLiteStore:
+    """Runs, logs, results and limits in the file `path`; see `Store` for what the methods promise."""
+
+    def __init__(self, path: str | os.PathLike[str], *, clock: Clock | None = None) -> None:
+        self._clock = clock or Clock()
+        self.path: str = os.path.abspath(os.path.expanduser(os.fspath(path)))
+        self.url = f"sqlite:///{self.path}"
+        self.limits = Limits()
+        self.limits.is_known = False
+        self._desk = Desk("asynctask-store", self._at_desk)
+        self._recorder = Recorder(self._write_batch, self._clock.now)
+        self.keep = self._recorder.keep
+        self.keep_log = self._recorder.keep_log
+        self.is_full = self._recorder.is_full
+        self.when_room = self._recorder.when_room
+        values = settings.values
+        self._shelf = Shelf(values.cache_entries_in_memory, values.cache_bytes_in_memory)
+        self.result_at_hand = self._shelf.get
+        self._keys = KeyLocks(f"{self.path}-keys")
+        #: These belong to one opening of the desk.
+        self._database: Database
+        self._presence: Presence | None = None
+        self._results: Results
+        self._numbers = sql.Numbers({}, {})
+        self._pruned = 0.0
+
+    def empty_copy(self) -> SQLiteStore:
+        """In a forked child: a store on the same file, with nothing open. What the parent had open is never touched."""
+        if hasattr(self, "_database"):
+            self._database.leave_behind()
+        return SQLiteStore(self.path)
+
+    # -- the desk -----------------------------------------------------------------------------------------------------
+
+    def attach(self, journal: Journal) -> None:
+        journal.keeps_errors = True
+        self._recorder.journals.add(journal)
+        self._desk.use()
+
+    async def detach(self, journal: Journal) -> None:
+        try:
+            await self._desk.ask(self._write_the_rest)
+        finally:
+            self._recorder.journals.discard(journal)
+            await self._desk.leave()
+
+    async def _at_desk(self, closing: asyncio.Event) -> None:
+        self._database = Database(self.path, self._prepare)
+        self._results = Results(self._database, self._shelf, self._clock)
+        try:
+            await self._recorder.run(closing)
+        finally:
+            try:
+                await self._disappear()
+            finally:
+                await self._database.close()
+                self._keys.close()
+
+    async def _prepare(self, writer: aiosqlite.Connection) -> None:
+        """The file was opened: for the first time, or anew because it was replaced."""
+        self._numbers = sql.Numbers({}, {})
+        self._results.begin_anew()
+        if self._presence is not None:
+            self._presence.close()
+            self._presence = None
+        await self._end_the_dead(writer)
+        for tag, size in await writer.execute_fetchall("SELECT tag, size FROM limits"):
+            self.limits.set(tag, size)
+        self.limits.is_known = True
+
+    async def _appear(self) -> str:
+        """Become present, if we are not yet, so that others know whether our runs go on; the name we have."""
+        if self._presence is None:
+            presence = Presence(f"{self.path}-processes")
+            values = (presence.name, os.getpid(), socket.gethostname(), self._clock.now())
+            try:
+                async with self._database.writing() as writer:
+                    await writer.execute("INSERT INTO processes (name, pid, host, started) VALUES (?, ?, ?, ?)", values)
+            except BaseException:
+                presence.close()
+                raise
+            self._presence = presence
+        return self._presence.name
+
+    async def _disappear(self) -> None:
+        presence, self._presence = self._presence, None
+        if presence is None:
+            return
+        try:
+            async with self._database.writing() as writer:
+                await writer.execute("DELETE FROM processes WHERE name = ?", (presence.name,))
+        except StoreError as error:  # the next one who opens the store finds us gone
+            logger.debug("the store %r was left without taking leave: %s", self.path, error)
+        finally:
+            presence.close()
+
+    async def _end_the_dead(self, writer: aiosqlite.Connection) -> None:
+        """End the runs of processes that are gone as Crashed."""
+        folder = f"{self.path}-processes"
+        for name, pid in await writer.execute_fetchall("SELECT name, pid FROM processes"):
+            if is_alive(folder, name):
+                continue
+            text = f"its process (pid {pid}) ended without ending it"
+            found = list(await writer.execute_fetchall("SELECT id, states FROM runs WHERE owner = ?", (name,)))
+            await writer.execute("BEGIN IMMEDIATE")
+            await writer.execute(sql.NEW_KIND, ("CRASHED", "Crashed"))
+            kind = await one(writer, sql.FIND_KIND, ("CRASHED", "Crashed"))
+            ends = [(*sql.crashed(states, text, self._clock.now()), kind, run_id) for run_id, states in found]
+            await writer.executemany(sql.END_RUN, ends)
+            await writer.execute("DELETE FROM processes WHERE name = ?", (name,))
+            await writer.execute("COMMIT")
+            remove(folder, name)
+            if found:
+                logger.warning("%d runs of a process that is gone (pid %d) are marked Crashed", len(found), pid)
+
+    # -- runs: writing ------------------------------------------------------------------------------------------------
+
+    async def flush(self) -> None:
+        await self._desk.ask(lambda: self._recorder.write_out(young=True))
+
+    async def ready(self) -> None:
+        try:
+            await self._desk.ask(lambda: self._database.opened())
+        except StoreError:  # the recorder reports it; the work goes on, without the limits that nobody can read
+            self.limits.is_known = True
+
+    async def _write_the_rest(self) -> None:
+        end = self._clock.monotonic() + LAST_SECONDS
+        pause = 0.05
+        while not await self._recorder.try_to_write(young=True) and self._clock.monotonic() + pause < end:
+            await asyncio.sleep(pause)
+            pause *= 2
+        if self._recorder.failure is not None:
+            logger.error(
+                "%d runs of this process could not be recorded in %s: %s",
+                self._recorder.waiting, self.path, self._recorder.failure,
+            )  # fmt: skip
+
+    async def _write_batch(self, batch: Batch) -> None:
+        await self._database.opened()
+        owner = await self._appear()
+        async with self._database.writing() as writer:
+            numbers = await self._numbered(writer, batch)
+            rows = [sql.row_of(trace, numbers, owner) for trace in batch.traces]
+            for text, values in sql.inserts(rows):
+                await writer.execute(text, values)
+            await self._insert_details(writer, batch)
+            await self._results.look_at_epoch(writer)
+        self._numbers = numbers
+        if self._clock.now() - self._pruned > PRUNE_EVERY:
+            self._pruned = self._clock.now()
+            await self._prune_by_settings()
+
+    async def _numbered(self, writer: aiosqlite.Connection, batch: Batch) -> sql.Numbers:
+        """The numbers of tasks and kinds of states, with new ones for those that have none."""
+        tasks = {(trace.spec.key, trace.spec.name, trace.spec.is_flow) for trace in batch.traces}
+        kinds = {(trace.states[-1].type, trace.states[-1].name) for trace in batch.traces}
+        known = self._numbers
+        if tasks <= known.tasks.keys() and kinds <= known.kinds.keys():
+            return known
+        known = sql.Numbers(dict(known.tasks), dict(known.kinds))  # a copy: the transaction may fail
+        for key, name, is_flow in tasks - known.tasks.keys():
+            values = (sql.clean(key), sql.clean(name), int(is_flow))
+            await writer.execute(sql.NEW_TASK, values)
+            known.tasks[key, name, is_flow] = await one(writer, sql.FIND_TASK, values)
+        for type, name in kinds - known.kinds.keys():
+            await writer.execute(sql.NEW_KIND, (type.value, sql.clean(name)))
+            known.kinds[type, name] = await one(writer, sql.FIND_KIND, (type.value, sql.clean(name)))
+        return known
+
+    async def _insert_details(self, writer: aiosqlite.Connection, batch: Batch) -> None:
+        """Tags, given names and logs, for the few runs that have them."""
+        tags = sql.new_tags(batch.new)
+        if tags:
+            await writer.executemany("INSERT INTO run_tags (tag, id) VALUES (?, ?) ON CONFLICT DO NOTHING", tags)
+        if batch.named:
+            names = [sql.name_row(trace) for trace in batch.named]
+            await writer.executemany("INSERT OR REPLACE INTO run_names (rowid, name, id) VALUES (?, ?, ?)", names)
+        if batch.logs:
+            await writer.executemany(sql.INSERT_LOG, [sql.log_row(number, entry) for number, entry in batch.logs])
+
+    # -- runs: reading ------------------------------------------------------------------------------------------------
+
+    async def _read(self, text: str, values: Sequence[Any] = ()) -> list[Any]:
+        async def question() -> list[Any]:
+            await self._recorder.try_to_write(young=True)
+            return await self._database.read(text, values)
+
+        return await self._desk.ask(question)
+
+    async def read_run(self, run_id: UUID) -> TaskRun:
+        rows = await self._read(sql.READ_RUN, (run_id.bytes,))
+        if not rows:
+            raise ObjectNotFound(f"there is no run {run_id} in {self.path!r}")
+        return sql.record_of(rows[0])
+
+    async def read_runs(self, which: RunFilter, limit: int, cursor: UUID | None = None) -> list[TaskRun]:
+        async def question() -> list[Any]:
+            await self._recorder.try_to_write(young=True)
+            query = list_runs(which, await self._known(which), limit, cursor)
+            return await self._database.read(query.text, query.values)
+
+        return [sql.record_of(row) for row in await self._desk.ask(question)]
+
+    async def count_runs(self, which: RunFilter) -> int:
+        async def question() -> int:
+            await self._recorder.try_to_write(young=True)
+            query = count_runs(which, await self._known(which))
+            return int((await self._database.read(query.text, query.values))[0][0])
+
+        return await self._desk.ask(question)
+
+    async def _known(self, which: RunFilter) -> Known:
+        """What the filters mean in the numbers of tasks and kinds of states."""
+        read = self._database.read
+        kinds = tasks = None
+        if which.state_type is not None or which.state_name is not None:
+            type = None if which.state_type is None else which.state_type.value
+            name = None if which.state_name is None else sql.clean(which.state_name)
+            kinds = [row[0] for row in await read(FIND_KINDS, (type, name))]
+        if which.task_name is not None:
+            tasks = [row[0] for row in await read(FIND_TASKS, (sql.clean(which.task_name),))]
+        every = [] if which.name is None else await read(ALL_TASKS)
+        return Known(kinds, tasks, *tasks_named(which.name or "", every))
+
+    async def read_run_states(self, run_id: UUID) -> Sequence[State]:
+        return (await self.read_run(run_id)).states
+
+    async def read_logs(self, run_id: UUID) -> list[LogEntry]:
+        rows = await self._read(sql.READ_LOGS, (run_id.bytes,))
+        if not rows:
+            await self.read_run(run_id)  # raises, if there is no such run
+        return [LogEntry(*row) for row in rows]
+
+    # -- runs: deleting -----------------------------------------------------------------------------------------------
+
+    async def delete_run(self, run_id: UUID) -> None:
+        rows = await self._read("SELECT owner FROM runs WHERE id = ?", (run_id.bytes,))
+        if not rows:
+            raise ObjectNotFound(f"there is no run {run_id} in {self.path!r}")
+        if rows[0][0] is not None:
+            raise StoreError(f"run {run_id} is still under way: only ended runs can be deleted")
+        await self._desk.ask(lambda: self._delete([run_id.bytes]))
+
+    async def prune(self, older_than: timedelta | None, keep: int | None) -> int:
+        async def question() -> int:
+            await self._recorder.write_out(young=True)
+            return await self._prune(None if older_than is None else older_than.total_seconds(), keep)
+
+        return await self._desk.ask(question)
+
+    async def _prune_by_settings(self) -> None:
+        days, keep = settings.values.store_keep_days, settings.values.store_keep_runs
+        if days is None and keep is None:
+            return
+        try:
+            await self._prune(None if days is None else days * 86400, keep)
+        except StoreError as error:
+            logger.error("Old runs could not be deleted: %s", error)
+
+    async def _prune(self, seconds: float | None, keep: int | None) -> int:
+        count = 0
+        for query in sql.prunable(self._clock.now(), seconds, keep):
+            while ids := [row[0] for row in await self._database.read(query.text, query.values)]:
+                await self._delete(ids)
+                count += len(ids)
+        return count
+
+    async def _delete(self, ids: list[bytes]) -> None:
+        """Delete runs with all that belongs to them, in one transaction."""
+        async with self._database.writing() as writer:
+            for text, values in sql.deletions(ids):
+                await writer.executemany(text, values)
+            await self._results.look_at_epoch(writer, grow=True)
+        await self._results.sweep_files()
+
+    # -- results ------------------------------------------------------------------------------------------------------
+
+    async def read_result(self, key: str) -> StoredResult | None:
+        return await self._desk.ask(lambda: self._results.read(key))
+
+    async def write_results(self, results: Sequence[StoredResult], *, at_hand: bool = True) -> None:
+        await self._desk.ask(lambda: self._results.write(results, at_hand=at_hand))
+
+    async def try_take_key(self, key: str) -> bool:
+        return self._keys.try_take(key)
+
+    def give_key(self, key: str) -> None:
+        self._keys.give(key)
+
+    async def read_cache(self, task_name: str | None, limit: int) -> list[CacheEntry]:
+        return await self._desk.ask(lambda: self._results.list(task_name, limit))
+
+    async def clear_cache(self, task_name: str | None, key: str | None, expired: bool) -> int:
+        return await self._desk.ask(lambda: self._results.clear(task_name, key, expired))
+
+    # -- the rest -----------------------------------------------------------------------------------------------------
+
+    async def info(self) -> StoreInfo:
+        runs, results, logs = (await self._read(sql.COUNTS))[0]
+        version = (await self._read("PRAGMA user_version"))[0][0]
+        return StoreInfo(
+            url=self.url, path=self.path, schema_version=version, library=f"SQLite {sqlite3.sqlite_version}",
+            is_guarded=sqlite3.sqlite_version_info < SAFE,
+            size_bytes=sum(size_of(self.path + end) for end in ("", "-wal")), runs=runs, results=results, logs=logs,
+        )  # fmt: skip
+
+    async def write_limit(self, tag: str, limit: int) -> None:
+        await self._change(sql.WRITE_LIMIT, (sql.clean(tag), limit))
+        self.limits.set(tag, limit)
+
+    async def delete_limit(self, tag: str) -> None:
+        await self.ready()
+        self.limits.read(tag)  # raises, if there is none
+        await self._change("DELETE FROM limits WHERE tag = ?", (sql.clean(tag),))
+        self.limits.delete(tag)
+
+    async def reset_limit(self, tag: str) -> None:
+        await self.ready()
+        self.limits.reset(tag)
+
+    async def read_limit(self, tag: str) -> ConcurrencyLimit:
+        await self.ready()
+        return self.limits.read(tag)
+
+    async def read_limits(self) -> list[ConcurrencyLimit]:
+        await self.ready()
+        return self.limits.read_all()
+
+    async def _change(self, text: str, values: Sequence[Any]) -> None:
+        async def question() -> None:
+            async with self._database.writing() as writer:
+                await writer.execute(text, values)
+
+        await self._desk.ask(question)
