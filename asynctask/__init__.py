@@ -1,9 +1,13 @@
 """asynctask: put `@task` on a function, and every call of it is a tracked, retryable run. No server."""
 
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
+
 from .annotations import allow_failure, opaque, quote, unmapped
 from .client import get_client
 from .flows import AsyncFlow, Flow, flow
 from .futures import TaskFuture, TaskFutureList, as_completed, wait
+from .late import late as _late
 from .logging import get_run_logger
 from .records import TaskRun
 from .runners import ThreadPoolTaskRunner
@@ -12,6 +16,9 @@ from .secrets import Secret
 from .settings import settings, temporary_settings
 from .states import State, StateType
 from .tasks import AsyncGeneratorTask, AsyncTask, GeneratorTask, Task, tags, task
+
+if _TYPE_CHECKING:
+    from .transactions import get_transaction, transaction
 
 __version__ = "0.1.0"
 
@@ -35,12 +42,24 @@ __all__ = [
     "flow",
     "get_client",
     "get_run_logger",
+    "get_transaction",
     "opaque",
     "quote",
     "settings",
     "tags",
     "task",
     "temporary_settings",
+    "transaction",
     "unmapped",
     "wait",
 ]
+
+#: Names whose files are imported when somebody asks for them: what they need takes longer than all the rest.
+_LATE = {"transaction": "transactions", "get_transaction": "transactions"}
+
+
+def __getattr__(name: str) -> _Any:
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(_late(_LATE[name]), name)
+    return value

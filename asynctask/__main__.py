@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
-from .cli.main import main
+from .cli.main import program
 
 if __name__ == "__main__":  # a spawned child imports this file too, under another name
-    sys.exit(main())
+    program()

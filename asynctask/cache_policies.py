@@ -336,13 +336,16 @@ def _labels(parts: tuple[CachePolicy, ...]) -> tuple[str, ...]:
 
     Without that, two key functions that give "a" and "b", and then "b" and "a", would share a key.
     """
-    labels = [part._label() for part in parts]
-    for place, label in enumerate(labels):
-        if labels.count(label) > 1:
+    kinds = [part._label() for part in parts]
+    labels: list[str] = []
+    for place, kind in enumerate(kinds):
+        inside = ""
+        if kinds.count(kind) > 1:
             try:
-                labels[place] = f"{label} {digest(vars(parts[place]))}"
+                inside = digest(vars(parts[place]))
             except HashError:  # then by their order
-                labels[place] = f"{label} {place}"
+                inside = str(place)
+        labels.append(f"{kind} {inside}")
     return tuple(f"{label} {labels[:place].count(label)}" for place, label in enumerate(labels))
 
 

@@ -7,15 +7,15 @@ from datetime import datetime, timedelta
 from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack, overload
 from uuid import UUID
 
+from .blocking import drive
 from .errors import OptionError
 from .limits import ConcurrencyLimit
 from .loops import blocking
-from .records import TaskRun
+from .records import LogEntry, TaskRun
 from .redact import shown
 from .scopes import runtime_here
 from .states import State, StateType
-from .stores.base import CacheEntry, LogEntry, RunFilter, Store, StoreInfo
-from .waiting import drive
+from .stores.base import CacheEntry, RunFilter, Store, StoreInfo
 
 T = TypeVar("T")
 

@@ -47,7 +47,7 @@ class Ids:
     def new(self, seconds: float) -> int:
         """The 128 bits of a new id, for the time `seconds` since the epoch."""
         milliseconds = int(seconds * 1000)
-        if milliseconds == self._milliseconds:
+        if milliseconds <= self._milliseconds:  # less: the clock was set back, and ids go on from where they were
             return self._base + next(self._count)
         # Shifting a large number takes longer than all the rest, so what a millisecond has in common is kept.
         base = (milliseconds << 80) + self._prefix

@@ -15,11 +15,13 @@ import msgspec
 
 from . import inputs
 from .annotations import allow_failure
+from .blocking import block_until_settled, drive
 from .engine import execute
 from .errors import BlockingWaitError, OptionError
 from .futures import TaskFuture, TaskFutureList, lending
+from .late import late
 from .logging import route_prints
-from .options import Around, Hook, TaskOptions, check_options
+from .options import Around, Hook, TaskOptions, TransactionHook, check_options
 from .redact import shown
 from .runs import NO_KWARGS, Handle, Run, current_run, current_tags
 from .scopes import Scope, runtime_here
@@ -27,11 +29,24 @@ from .settings import settings
 from .specs import TaskSpec, make_spec, name_of, plain_function, unwrapped
 from .states import PENDING, State
 from .streams import Stream, Window
-from .waiting import block_until_settled, drive
 
 P = ParamSpec("P")
 R = TypeVar("R")
 H = TypeVar("H", bound=Hook)
+T = TypeVar("T", bound=TransactionHook)
+K = TypeVar("K", bound=Callable[..., Any])
+
+
+#: Options that need more than the engine, which is imported when somebody uses one of them: it takes 10 ms.
+KEEPING = (
+    "cache_policy", "cache_key_fn", "persist_result", "result_storage", "result_storage_key", "result_serializer",
+    "on_commit", "on_rollback",
+)  # fmt: skip
+
+
+def keep_results(spec: TaskSpec) -> None:
+    """Have the results of a task looked up and kept. Raises `OptionError` for options that cannot be."""
+    late("results").prepare(spec)
 
 
 class Definition(Generic[P]):
@@ -52,6 +67,8 @@ class Definition(Generic[P]):
         spec = make_spec(self.what, plain, options)
         spec.task = self
         spec.body = around_body(spec, options.around)
+        if any(given.get(option) for option in KEEPING):
+            keep_results(spec)
         self.spec: TaskSpec = spec
         functools.update_wrapper(cast("Any", self), plain, updated=())
         self.fn: Callable[..., Any] = plain
@@ -143,7 +160,7 @@ class Definition(Generic[P]):
             )
         return tuple(wait_for)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
 
-    def _add_hook(self, option: str, hook: H) -> H:
+    def _add_hook(self, option: str, hook: K) -> K:
         shared = self.spec.task
         if shared is not self:  # bound, and so made anew at each look-up
             if not isinstance(self._bound[0], type):
@@ -157,6 +174,8 @@ class Definition(Generic[P]):
         hooks = [*getattr(self.spec.options, option), hook]
         options = check_options(self.what, self.name, {option: hooks}, default_retries=0)
         self._given = {**self._given, option: hooks}
+        if option in KEEPING:
+            keep_results(self.spec)
         self.spec.options = msgspec.structs.replace(self.spec.options, **{option: getattr(options, option)})
         return hook
 
@@ -175,6 +194,14 @@ class Definition(Generic[P]):
     def on_cancellation(self, hook: H) -> H:
         """Decorator: call `hook(task, run, state)` when a run was cancelled."""
         return self._add_hook("on_cancellation", hook)
+
+    def on_commit(self, hook: T) -> T:
+        """Decorator: call `hook(txn)` when the transaction that a run is in is committed; alone, when it completes."""
+        return self._add_hook("on_commit", hook)
+
+    def on_rollback(self, hook: T) -> T:
+        """Decorator: call `hook(txn)` when the transaction that a run is in is rolled back; alone, when it fails."""
+        return self._add_hook("on_rollback", hook)
 
     def on_crashed(self, hook: H) -> H:
         """Decorator: call `hook(task, run, state)` when a run was ended by an interrupt, an exit or a lost worker."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from . import retries
 from .bodies import GENERATORS
-from .errors import ConcurrencyLimitAborted, Interrupted, UpstreamTaskError
+from .errors import ConcurrencyLimitAborted, Interrupted, SerializationError, UpstreamTaskError
 from .loops import is_being_cancelled, is_cancellation, was_cancelled_before
 from .redact import shown, text_of
 from .runs import Run
@@ -96,6 +96,8 @@ async def after_failure(
     else:
         failed = Outcome(FAILED, "Failed", now, f"{type(error).__name__}: {text_of(error)}", error)
     remaining = retries.retries_allowed(options, is_flow=spec.is_flow) - attempt + 1
+    if isinstance(error, SerializationError) and run.spec.keeper is not None:
+        may_retry = False  # its body did what it should; another attempt would give the same
     if remaining > 0 and (run.cancel_reason is not None or was_cancelled_before(error)):
         may_retry = False  # it failed as it cleaned up: another attempt would outlive its own cancellation
     if may_retry and remaining > 0 and retries.is_retried(options, error) and await is_wanted(run, failed, port):

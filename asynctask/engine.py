@@ -32,7 +32,7 @@ from .inputs import ATOMS, failed_upstream, fill, find, is_plain, lineage
 from .limits import Slots
 from .loops import begun, must_pass
 from .redact import shown
-from .runs import Run, current_run
+from .runs import Run, current_run, current_transaction
 from .states import COMPLETED, RUNNING, SCHEDULED
 from .waiting import Port
 
@@ -41,8 +41,10 @@ async def execute(run: Run, port: Port) -> Any:
     """Take `run` through its life and return its value, or raise its exception (see rule 5)."""
     spec = run.spec
     options = spec.options
-    token = None
+    token = keeping = None
     try:
+        if run.journal.is_crowded:
+            await port.until_room()
         if not run.is_submitted:
             run.journal.live[run.number] = run
         elif run.home.begins_early:
@@ -52,10 +54,14 @@ async def execute(run: Run, port: Port) -> Any:
             raise Interrupted
         if run.wait_for or ((run.args or run.kwargs) and not is_plain(run.args, run.kwargs)):
             await inputs_ready(run, port)
+            run.texts = run.shown_parameters()  # now: the body may change what it is given
         if options.run_name is not None:
             run.given_name = rendered_name(run)
+        keeper = spec.keeper or current_transaction.get()
+        if keeper is not None:
+            keeping = await keeper.begin(run, port)
         attempt = 1
-        while True:
+        while keeping is None or not keeping.is_hit:
             slots = await slots_taken(run, port) if run.tags else None
             try:
                 if spec.is_async or not port.is_async or options.on_running:  # else `port.call` does, where it begins
@@ -64,6 +70,8 @@ async def execute(run: Run, port: Port) -> Any:
                     await port.call_hooks(options.on_running, run, run.state)
                 made = port.call(run) if spec.enclose is None else spec.enclose(run, port)
                 value = await made if port.is_async or spec.enclose is not None else made
+                if keeping is not None:
+                    value = await keeping.keep(run, await consumed(value, port), port)
                 if value.__class__ not in NEED_CARE:
                     run.value = value
                     run.enter(COMPLETED, "Completed")
@@ -79,6 +87,8 @@ async def execute(run: Run, port: Port) -> Any:
                 break
             attempt += 1
             await port.sleep(run, delay)
+        if keeping is not None:
+            await keeping.finish(run, port)
         last = run.states[-1].type
         if last is COMPLETED:
             if options.on_completion:
@@ -96,6 +106,8 @@ async def execute(run: Run, port: Port) -> Any:
             return None
         raise
     finally:
+        if keeping is not None:
+            keeping.end(run, port)
         try:
             run.settle()
         except RecursionError:  # to note it takes no call, for which there is no stack
@@ -105,7 +117,7 @@ async def execute(run: Run, port: Port) -> Any:
             raise
         if token is not None and not run.is_submitted:  # a submitted run has a context of its own
             leave_context(token)
-        del run, token  # rule 6
+        del run, token, keeping  # rule 6
 
 
 async def stream(run: Run, port: Port) -> AsyncGenerator[Any, Any]:
@@ -305,6 +317,8 @@ def rendered_name(run: Run) -> str:
 async def slots_taken(run: Run, port: Port) -> Slots | None:
     """Take a slot of every limited tag of the run, waiting in line if need be; None when no tag is limited."""
     limits = port.services.limits
+    if not limits.is_known:
+        await port.ask(port.services.store.ready())
     slots = limits.take(run)
     if slots is None:
         return None

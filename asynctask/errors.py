@@ -7,6 +7,7 @@
     ├── ReservedArgumentError (TypeError)       a parameter has a name that asynctask uses
     ├── SettingsError (ValueError)              an environment variable or settings file is wrong
     ├── UsageError (ValueError)                 a command was given what does not exist or does not fit
+    ├── OutputClosed                            whoever read what a command prints has gone
     ├── ParameterBindError (TypeError)          a call does not fit the function's signature
     ├── ParameterValidationError (ValueError)   a flow's argument does not fit its annotation
     ├── MappingLengthMismatch (ValueError)      `map` over iterables of different lengths
@@ -15,6 +16,7 @@
     ├── RuntimeClosedError (RuntimeError)       work given to a Runtime that is closed
     ├── RuntimeInUseError (RuntimeError)        a Runtime entered twice
     ├── TransitionError (RuntimeError)          a move that `states.MOVES` does not allow
+    ├── TransactionError (RuntimeError)         a transaction was used after its end
     ├── ObjectNotFound (LookupError)            no such run or limit in the store
     ├── StoreError (RuntimeError)               the store cannot be opened, read or written
     │   ├── StoreBusy                           another process kept it locked for too long
@@ -65,6 +67,10 @@ class UsageError(AsyncTaskError, ValueError):
     """A command was given a name that does not exist, or a value that does not fit: it ends with exit code 2."""
 
 
+class OutputClosed(AsyncTaskError):
+    """A command cannot print any more, because whoever read it has gone, as `head` does."""
+
+
 class ParameterBindError(AsyncTaskError, TypeError):
     """The arguments of a call do not fit the function's signature."""
 
@@ -95,6 +101,10 @@ class RuntimeInUseError(AsyncTaskError, RuntimeError):
 
 class TransitionError(AsyncTaskError, RuntimeError):
     """A run was asked to make a move that the table `states.MOVES` does not allow; nothing was changed."""
+
+
+class TransactionError(AsyncTaskError, RuntimeError):
+    """Something was to join a transaction that is committed or rolled back already."""
 
 
 class ObjectNotFound(AsyncTaskError, LookupError):

@@ -12,12 +12,13 @@ from uuid import UUID
 import anyio
 
 from . import loops
+from .blocking import block_until_settled, refuse_to_hang
 from .bodies import block_on
 from .limits import Limits
 from .redact import shown
 from .runs import Handle, Run, Yielded, current_run, stop
 from .states import COMPLETED, State
-from .waiting import block_until_settled, logger, refuse_to_hang
+from .waiting import logger
 
 R = TypeVar("R")
 

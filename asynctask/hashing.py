@@ -21,8 +21,10 @@ from .errors import HashError
 from .redact import text_of
 from .shapes import LONG, ORDERED, PAIRED, SORTED, atom, shape_of, type_name
 
-#: Steps after which parts that lead back to each other are given up, 5 s or so: a chain of 3,000 like parts takes them.
-MOST_STEPS = 5_000_000
+#: Parts that lead back to each other are told apart within a few rounds, unless they form a long chain of like ones:
+#: one of 2,000 takes 1,000 rounds. So after these rounds the steps are numbered, which take a second or two.
+FREE_ROUNDS = 20
+MOST_STEPS = 1_000_000
 
 _PLAIN: frozenset[type] = frozenset((int, bool, type(None)))
 _encode = msgspec.json.Encoder(order="deterministic").encode
@@ -36,7 +38,7 @@ def inputs_digest(parameters: Mapping[str, Any], *, salt: str = "", of_flow: boo
     Raises `HashError`, naming the argument and the type, for what cannot be hashed.
     """
     for value in parameters.values():  # as `shapes.is_plain`, without the call
-        kind: type = value.__class__
+        kind: type[Any] = type(value)  # pyright: ignore[reportUnknownVariableType]
         if kind is str:
             if len(value) > LONG:
                 break
@@ -52,7 +54,7 @@ def inputs_digest(parameters: Mapping[str, Any], *, salt: str = "", of_flow: boo
                 data = salt.encode("utf-8", "surrogatepass") + data
             digest: str = (_sha256 or _load())(data).hexdigest()
             return digest[:32]
-        except (OverflowError, UnicodeEncodeError, TypeError):  # more than 64 bits, half a surrogate pair, no dict
+        except (OverflowError, TypeError, ValueError):  # an int too long, half a surrogate pair, no dict
             pass
     walked = _walked(parameters, of_flow)
     return text_digest(salt + walked) if salt else walked
@@ -98,7 +100,7 @@ def _refusal(name: str, of_flow: bool, why: str) -> str:
 
 
 def _type_of(value: Any) -> str:
-    kind: type = value.__class__
+    kind: type[Any] = type(value)  # pyright: ignore[reportUnknownVariableType]
     return type_name(kind)
 
 
@@ -220,7 +222,7 @@ class _Walk:
 def _digests_of_circle(nodes: list[_Node]) -> Iterator[tuple[_Node, bytes]]:
     """A digest for each of several nodes that lead to each other, whichever of them was met first."""
     names = dict.fromkeys(nodes, b"?")
-    different, steps = 1, 0
+    different, steps = 1, -FREE_ROUNDS * len(nodes)
     while True:
         longer = {node: b"#" + _hash(node.joined(names)) for node in nodes}
         count = len(set(longer.values()))

@@ -7,6 +7,7 @@ checked again; `Options` is what the rest of the code reads.
 from __future__ import annotations
 
 import math
+import os
 import string
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Executor
@@ -28,7 +29,18 @@ RetryCondition = Callable[[Any, Any, State], bool | Awaitable[bool]]
 #: seconds, one number for every retry, one each, or a function from the number of retries to such a list.
 RetryDelay = float | Sequence[float] | Callable[[int], Sequence[float]]
 
+#: `hook(txn)`, sync or async, when a transaction is committed or rolled back.
+TransactionHook = Callable[[Any], Any]
+
 MOST_DELAYS = 50
+
+
+class CachePolicyLike(Protocol):
+    """A cache policy; there are some in `asynctask.cache_policies`."""
+
+    def compute_key(
+        self, task_ctx: Any, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any
+    ) -> str | None: ...
 
 
 class TaskRunner(Protocol):
@@ -53,7 +65,18 @@ class TaskOptions(TypedDict, total=False):
     retry_on: type[BaseException] | Sequence[type[BaseException]] | None
     retry_condition_fn: RetryCondition | None
     timeout_seconds: float | timedelta | None
+    cache_policy: CachePolicyLike | None
+    cache_key_fn: Callable[[Any, dict[str, Any]], str | None] | None
+    cache_expiration: timedelta | float | None
+    refresh_cache: bool | None
+    persist_result: bool | None
+    result_storage: str | os.PathLike[str] | None
+    result_storage_key: str | None
+    result_serializer: Any
+    cache_result_in_memory: bool | None
     log_prints: bool | None
+    on_commit: TransactionHook | Sequence[TransactionHook] | None
+    on_rollback: TransactionHook | Sequence[TransactionHook] | None
     on_running: Hook | Sequence[Hook] | None
     on_completion: Hook | Sequence[Hook] | None
     on_failure: Hook | Sequence[Hook] | None
@@ -75,6 +98,8 @@ class FlowOptions(TypedDict, total=False):
     retry_delay_seconds: RetryDelay | None
     timeout_seconds: float | timedelta | None
     validate_parameters: bool | None
+    persist_result: bool | None
+    result_serializer: Any
     log_prints: bool | None
     on_running: Hook | Sequence[Hook] | None
     on_completion: Hook | Sequence[Hook] | None
@@ -97,11 +122,19 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     retry_on: tuple[type[BaseException], ...] | None = None
     retry_condition_fn: RetryCondition | None = None
     timeout: float | None = None
-    #: A `CachePolicy` (floor 2), and a function of (context, parameters) that goes before it.
-    cache_policy: Any = None
-    cache_key_fn: Any = None
     log_prints: bool | None = None
     validate_parameters: bool = True
+    cache_policy: Any = None
+    cache_key_fn: Callable[[Any, dict[str, Any]], str | None] | None = None
+    cache_expiration: timedelta | None = None
+    refresh_cache: bool | None = None
+    persist_result: bool | None = None
+    result_storage: str | None = None
+    result_storage_key: str | None = None
+    result_serializer: Any = None
+    cache_result_in_memory: bool = True
+    on_commit: tuple[TransactionHook, ...] = ()
+    on_rollback: tuple[TransactionHook, ...] = ()
     on_running: tuple[Hook, ...] = ()
     on_completion: tuple[Hook, ...] = ()
     on_failure: tuple[Hook, ...] = ()
@@ -142,6 +175,17 @@ def check_options(what: str, default_name: str, given: dict[str, Any], *, defaul
         timeout=check.seconds("timeout_seconds", "a number of seconds that is not negative") or None,
         log_prints=check.flag("log_prints"),
         validate_parameters=check.flag("validate_parameters") is not False,
+        cache_policy=check.policy("cache_policy"),
+        cache_key_fn=check.function("cache_key_fn"),
+        cache_expiration=check.duration("cache_expiration"),
+        refresh_cache=check.flag("refresh_cache"),
+        persist_result=check.flag("persist_result"),
+        result_storage=check.path("result_storage"),
+        result_storage_key=check.text("result_storage_key"),
+        result_serializer=given.get("result_serializer"),
+        cache_result_in_memory=check.flag("cache_result_in_memory") is not False,
+        on_commit=check.functions("on_commit"),
+        on_rollback=check.functions("on_rollback"),
         on_running=check.functions("on_running"),
         on_completion=check.functions("on_completion"),
         on_failure=check.functions("on_failure"),
@@ -194,6 +238,29 @@ class _Check:
         if not _is_duration(value):
             raise self.wrong(option, wanted, value)
         return float(value)
+
+    def duration(self, option: str) -> timedelta | None:
+        value = self.given.get(option)
+        if value is None or (isinstance(value, timedelta) and value >= timedelta(0)):
+            return value
+        if _is_duration(value):
+            return timedelta(seconds=float(cast("float", value)))
+        raise self.wrong(option, "a timedelta, or a number of seconds, that is not negative", value)
+
+    def path(self, option: str) -> str | None:
+        value = self.given.get(option)
+        if value is None:
+            return None
+        path = os.fspath(cast("str", value)) if isinstance(value, (str, os.PathLike)) else ""
+        if not path:
+            raise self.wrong(option, "the path of a folder", value)
+        return path
+
+    def policy(self, option: str) -> Any:
+        value = self.given.get(option)
+        if value is not None and (isinstance(value, type) or not callable(getattr(value, "compute_key", None))):
+            raise self.wrong(option, "a cache policy, such as INPUTS of asynctask.cache_policies", value)
+        return value
 
     def tags(self) -> frozenset[str]:
         value = self.given.get("tags")

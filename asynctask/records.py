@@ -40,6 +40,15 @@ class TaskRun(msgspec.Struct, frozen=True, kw_only=True):
     result: str | None = None
 
 
+class LogEntry(msgspec.Struct, frozen=True):
+    """One line that a run logged or printed. `time` is in seconds since the epoch."""
+
+    time: float
+    level: int
+    logger: str
+    message: str
+
+
 def own_key(number: int) -> str:
     """The key under which the result of a run is kept that has no other."""
     return f"run:{UUID(int=number)}"

@@ -27,7 +27,17 @@ import msgspec
 
 from .secrets import MASK, MASKED, Secret, is_secret_name, masked, masked_url
 
-__all__ = ["MASK", "Secret", "is_secret_name", "masked_url", "shown", "shown_as", "shown_parameters", "text_of"]
+__all__ = [
+    "MASK",
+    "Secret",
+    "is_secret_name",
+    "masked_url",
+    "safe_text",
+    "shown",
+    "shown_as",
+    "shown_parameters",
+    "text_of",
+]
 
 #: At most so many parameters of a call are shown.
 MOST_PARAMETERS = 50
@@ -40,8 +50,8 @@ _AHEAD = 300
 #: A value that takes more bytes is named by its type only: its repr could be as long.
 _MOST_BYTES = 100_000
 _UNSET: Any = object()
-#: Types whose own repr is short and safe.
-_SHORT = frozenset((float, bool, type(None), complex))
+#: Types whose own repr is safe and has 24 characters at most.
+_SHORT = frozenset((float, bool, type(None)))
 _SHORT_NUMBER = 10**15
 
 
@@ -53,7 +63,7 @@ def shown(value: object, limit: int = 200) -> str:
             text = repr(value if "=" not in value and ":" not in value else masked(value))  # type: ignore[operator, arg-type]  # pyright: ignore[reportOperatorIssue, reportArgumentType]
             if len(text) <= limit:
                 return text
-    elif kind in _SHORT or (kind is int and -_SHORT_NUMBER < value < _SHORT_NUMBER):  # type: ignore[operator]  # pyright: ignore[reportOperatorIssue]
+    elif (kind in _SHORT and limit >= 24) or (kind is int and -_SHORT_NUMBER < value < _SHORT_NUMBER):  # type: ignore[operator]  # pyright: ignore[reportOperatorIssue]
         return repr(value)
     limit = max(limit, 16)
     text = _text(value, limit, 0)
@@ -79,13 +89,13 @@ def text_of(error: BaseException) -> str:
         text = str(error)
     except Exception as broken:
         return f"(its message cannot be shown: {_name(type(broken))})"
-    return _safe(text, 1000, kept="\n\t")
+    return safe_text(text, 1000, kept="\n\t")
 
 
 # -- texts -------------------------------------------------------------------------------------------------------
 
 
-def _safe(text: str, limit: int, kept: str = "") -> str:
+def safe_text(text: str, limit: int, kept: str = "") -> str:
     """`text` masked, printable but for the characters of `kept`, and cut."""
     window = text[: limit + _AHEAD]
     is_cut = len(window) < len(text)
@@ -96,7 +106,7 @@ def _safe(text: str, limit: int, kept: str = "") -> str:
 
 
 def _name(kind: type) -> str:
-    return _safe(str(kind.__name__), 60)
+    return safe_text(str(kind.__name__), 60)
 
 
 def _label(name: object) -> str:
@@ -134,7 +144,7 @@ def _own(value: Any, kind: type, limit: int) -> str:
     text = repr(value)
     if " at 0x" in text[:1000]:
         text = re.sub(r" at 0x[0-9a-fA-F]+", "", text[:1000]) + text[1000:]
-    return _safe(text, limit)
+    return safe_text(text, limit)
 
 
 def _as_number(value: Any, kind: type, limit: int, depth: int) -> str | None:
@@ -174,7 +184,7 @@ def _quoted(text: str, kind: type) -> str:
 def _as_enum(value: Any, kind: type, limit: int, depth: int) -> str | None:
     if not issubclass(kind, Enum) or _is_by_hand(kind) or not value.name:
         return None
-    return _safe(f"{kind.__name__}.{value.name}", limit)
+    return safe_text(f"{kind.__name__}.{value.name}", limit)
 
 
 def _as_container(value: Any, kind: type, limit: int, depth: int) -> str | None:
@@ -296,7 +306,7 @@ def _attrs_fields(value: Any, said: dict[str, Any], limit: int) -> Iterator[_Par
     """The fields of an attrs class; one may have a function of its own that makes its text."""
     for label, text, held in _fields((name, getattr(value, name, None)) for name in said):
         say = said[label[:-1]]
-        yield label, _safe(str(say(held)), limit) if text is None and callable(say) else text, held
+        yield label, safe_text(str(say(held)), limit) if text is None and callable(say) else text, held
 
 
 def _as_array(value: Any, kind: type, limit: int, depth: int) -> str | None:
@@ -312,8 +322,8 @@ def _as_array(value: Any, kind: type, limit: int, depth: int) -> str | None:
         return None
     shape = _text(tuple(value.shape), limit // 2, depth + 1)
     if attribute == "dtype":
-        return _safe(f"<{_name(kind)} shape={shape} dtype={value.dtype}>", limit)
-    return _safe(f"<{_name(kind)} shape={shape}>", limit)
+        return safe_text(f"<{_name(kind)} shape={shape} dtype={value.dtype}>", limit)
+    return safe_text(f"<{_name(kind)} shape={shape}>", limit)
 
 
 def _as_call(value: Any, kind: type, limit: int, depth: int) -> str | None:
@@ -322,12 +332,12 @@ def _as_call(value: Any, kind: type, limit: int, depth: int) -> str | None:
         arguments = ((("", None, one)) for one in value.args)
         return _joined(f"{_name(kind)}(", arguments, len(value.args), ")", limit, depth)
     if kind is MethodType:
-        return _safe(f"<bound method {value.__func__.__qualname__}>", limit)
+        return safe_text(f"<bound method {value.__func__.__qualname__}>", limit)
     if kind is partial:
         called = getattr(value.func, "__qualname__", None) or _name(type(value.func))
         named = _fields(value.keywords.items())
         parts = [*(("", None, one) for one in islice(value.args, limit)), *islice(named, limit)]
-        return _joined(f"partial({_safe(called, 60)}: ", parts, len(parts), ")", limit, depth)
+        return _joined(f"partial({safe_text(called, 60)}: ", parts, len(parts), ")", limit, depth)
     return None
 
 

@@ -160,10 +160,12 @@ class Trace(msgspec.Struct, eq=False, gc=False):
 class Journal:
     """What the runs of one runtime are written with: its clock, its ids, and who is told."""
 
-    __slots__ = ("__weakref__", "clock", "is_crowded", "keep", "keeps_errors", "live", "new_id", "now", "observed",
-                 "observers", "unsettled")  # fmt: skip
+    __slots__ = ("__weakref__", "clock", "is_crowded", "keep", "keep_log", "keeps_errors", "live", "new_id", "now",
+                 "observed", "observers", "unsettled")  # fmt: skip
 
-    def __init__(self, clock: Clock, ids: Ids, keep: Callable[[Trace], None], *, keeps_errors: bool = False) -> None:
+    def __init__(
+        self, clock: Clock, ids: Ids, keep: Callable[[Trace], None], keep_log: Callable[[int, Any], None]
+    ) -> None:
         self.clock = clock
         #: The wall clock, in seconds since the epoch.
         self.now = clock.now
@@ -177,7 +179,9 @@ class Journal:
         #: Where the trace of a settled run goes.
         self.keep = keep
         #: Whether traces carry the exceptions of failed runs there, with their frames, for as long as they are kept.
-        self.keeps_errors = keeps_errors
+        self.keeps_errors = False
+        #: Where what a run logs goes: its number, and a `LogEntry`.
+        self.keep_log = keep_log
         #: Whether so many traces wait to be written that new runs are to wait as well.
         self.is_crowded = False
         #: Runs at the bottom of an endless recursion, with no stack left to settle: (run, the others).
@@ -388,6 +392,8 @@ class Handle(msgspec.Struct, eq=False, weakref=True):
 
 #: The run whose body is executing here, or None outside any.
 current_run: ContextVar[Run | None] = ContextVar("asynctask_current_run", default=None)
+#: The transaction that this code is in.
+current_transaction: ContextVar[Any] = ContextVar("asynctask_current_transaction", default=None)
 #: Tags of the enclosing `with tags(...)` blocks.
 current_tags: ContextVar[frozenset[str] | None] = ContextVar("asynctask_current_tags", default=None)
 

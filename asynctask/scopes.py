@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from .blocking import Blocking, drive, refuse_to_hang
 from .bodies import is_uninterrupted, uninterrupted
 from .clocks import Clock, Ids
 from .endings import ending_hooks
@@ -39,12 +40,12 @@ from .observers import bits_to_log, log_transition
 from .options import TaskRunner, check_runtime
 from .records import TaskRun
 from .runners import ThreadPoolTaskRunner
-from .runs import Journal, Run, Yielded, ask_to_stop, current_run, wake_all
+from .runs import Journal, Run, Yielded, ask_to_stop, current_run, current_transaction, wake_all
 from .settings import settings
 from .states import CANCELLED, CRASHED
 from .stores.base import Store
-from .stores.urls import empty_stores, open_store
-from .waiting import Blocking, Loop, Port, Services, drive, logger, refuse_to_hang
+from .stores.urls import StoresAt, empty_stores, open_store
+from .waiting import Loop, Port, Services, logger
 
 if TYPE_CHECKING:
     import random
@@ -100,6 +101,9 @@ class Scope:
         if run.spec.is_generator:
             run.yielded = Yielded()
         self.children[run.number] = self.journal.live[run.number] = run
+        around = current_transaction.get()
+        if around is not None:
+            around.started(run)
         port = runtime.loop_port
         work: Work = execute(run, port)  # type: ignore[assignment]
         if home.begins_early:
@@ -209,9 +213,9 @@ class Runtime:
         self.store = open_store(store)
         self.task_runner: TaskRunner = task_runner or ThreadPoolTaskRunner()
         self.shutdown_timeout = shutdown_timeout
-        self.journal = Journal(clock or Clock(), Ids(source), self.store.keep)
+        self.journal = Journal(clock or Clock(), Ids(source), self.store.keep, self.store.keep_log)
         self.journal.observe(bits_to_log(), log_transition)
-        self.services = Services(self.store, source, self._executor)
+        self.services = Services(self.store, source, self._executor, StoresAt())
         self.loop_port = Loop(self.services)
         self.blocking_port = Blocking(self.services)
         self._is_attached = False
@@ -322,6 +326,7 @@ class Runtime:
             if self._is_attached:
                 self._is_attached = False
                 await port.ask(self.store.detach(self.journal))
+            await port.ask(self.services.stores_at.release())
             for runner in (self.task_runner, *self._runners):
                 runner.close()
             self.loop_threads.stop(LAST_SECONDS)

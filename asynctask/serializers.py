@@ -103,6 +103,8 @@ class _Compressed:
 #: By algorithm, the class or function of the module of that name that reads one stream.
 DECOMPRESSORS: Final = {"zlib": "decompressobj", "lzma": "LZMADecompressor", "bz2": "BZ2Decompressor"}
 _PREFIX: Final = "compressed/"
+#: Stands beside the bytes of an error where beside those of a value the serializer's name stands.
+ERROR: Final = "error"
 
 
 def _compressor(algorithm: str) -> Any:
@@ -148,7 +150,7 @@ def register_serializer(serializer: Serializer) -> None:
         raise OptionError(f"result_serializer must be {_what_there_is()}, not {shown(serializer)}")
     if not isinstance(name, str) or not name or not name.isprintable() or len(name) > 200:
         raise OptionError(f"the name of the serializer {shown(serializer)} must be a short text, not {shown(name)}")
-    if name in _BUILT_IN or name.startswith(_PREFIX):
+    if name in _BUILT_IN or name == ERROR or name.startswith(_PREFIX):
         raise OptionError(f"the name of the serializer {shown(serializer)} must not be {name!r}, which is built in")
     other = type(_registered.setdefault(name, serializer))
     if (other.__module__, other.__qualname__) != (type(serializer).__module__, type(serializer).__qualname__):
@@ -225,7 +227,6 @@ def _dump(serializer: Serializer, value: Any) -> bytes:
 
 # -- errors ----------------------------------------------------------------------------------------------------------
 
-ERROR: Final = "error"
 #: A pickled error larger than this (it has a data frame among its arguments, say) is described instead.
 MOST_ERROR_BYTES = 1 << 20
 #: A message or a traceback longer than this many characters loses its middle.

@@ -41,6 +41,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     #: The level of the logger `asynctask`; None leaves it as Python's logging has it.
     logging_level: str | None = None
     logging_log_prints: bool = False
+    #: From which level on what runs log is kept with them.
+    logging_keep_level: str = "INFO"
 
 
 def values_in(path: str) -> dict[str, Any]:
@@ -112,11 +114,12 @@ def checked(values: dict[str, Any]) -> Settings:
             wanted = "at least 1" if least else "not negative"
             text = shown_as(name, cast("object", value))
             raise SettingsError(f"setting {name!r} ({PREFIX}{name.upper()}) must be {wanted}, not {text}")
-    if found.logging_level is not None and found.logging_level not in LEVELS:
-        raise SettingsError(
-            f"setting 'logging_level' ({PREFIX}LOGGING_LEVEL) must be one of {', '.join(LEVELS)}, "
-            f"not {shown(found.logging_level)}"
-        )
+    for name in ("logging_level", "logging_keep_level"):
+        level: str | None = getattr(found, name)
+        if level is not None and level not in LEVELS:
+            raise SettingsError(
+                f"setting {name!r} ({PREFIX}{name.upper()}) must be one of {', '.join(LEVELS)}, not {shown(level)}"
+            )
     return found
 
 

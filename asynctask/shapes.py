@@ -104,7 +104,7 @@ def _sequence(value: Any) -> Shape:
             if len(value) <= PIECE:
                 return head + _encode(value), (), ORDERED
             return head + _digest(_encode(value[at : at + PIECE]) for at in range(0, len(value), PIECE)), (), ORDERED
-        except (OverflowError, UnicodeEncodeError):  # an int of more than 64 bits, half a surrogate pair
+        except (OverflowError, ValueError):  # an int that is too long, half a surrogate pair
             pass
     return head, value, ORDERED
 
@@ -113,7 +113,7 @@ def _dict(value: dict[Any, Any]) -> Shape:
     if len(value) <= PIECE and all(type(key) is str for key in value) and is_plain(value) and is_plain(value.values()):
         try:
             return b"dict " + _encode(value), (), ORDERED
-        except (OverflowError, UnicodeEncodeError):
+        except (OverflowError, ValueError):  # an int that is too long, half a surrogate pair
             pass
     return b"dict", list(chain.from_iterable(value.items())), PAIRED
 
@@ -221,7 +221,9 @@ def _class(value: type) -> Shape:
     if _imported(value) is not None or not value.__flags__ & _HEAP_TYPE:
         module = main_module() if value.__module__ == "__main__" else value.__module__
         return b"class " + f"{module}:{value.__qualname__}".encode(), (), ORDERED
-    members = {name: member for name, member in vars(value).items() if name not in _NOISE and member != {}}
+    members = {name: member for name, member in vars(value).items() if name not in _NOISE}
+    if not members.get("__annotations__", True):  # it comes into being when somebody asks for it
+        del members["__annotations__"]
     fields = (getattr(value, "__struct_fields__", None), getattr(value, "__struct_defaults__", None))
     return b"class here " + value.__qualname__.encode(), [type(value), value.__bases__, members, fields], ORDERED
 

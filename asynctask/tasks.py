@@ -20,6 +20,7 @@ from collections.abc import (
 from contextvars import ContextVar
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, Unpack, cast, overload
 
+from .blocking import drive
 from .bodies import GENERATORS
 from .definitions import Definition, TaskDefinition, driven, final_state
 from .endings import NEED_CARE
@@ -29,7 +30,6 @@ from .options import TaskOptions
 from .retries import exponential_backoff as exponential_backoff
 from .runs import Run, current_tags
 from .specs import colour_of, plain_function, refuse_unusable
-from .waiting import drive
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")

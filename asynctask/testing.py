@@ -12,11 +12,11 @@ from collections.abc import Callable
 from contextvars import Token
 from types import TracebackType
 
+from .blocking import drive
 from .clocks import Clock
 from .errors import OptionError
 from .scopes import Runtime, current_runtime
 from .stores.memory import MemoryStore
-from .waiting import drive
 
 #: 2026-01-01 00:00 UTC, so that what a test shows is the same each time.
 START = 1_767_225_600.0

@@ -12,25 +12,21 @@ from __future__ import annotations
 import contextvars
 import inspect
 import logging
-import threading
-import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Executor
-from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import anyio
 
 from . import loops
-from .bodies import Body, block_on, call_body, call_within, collect_async, timed_out, uninterrupted
-from .errors import AsyncTaskError, BlockingWaitError
+from .bodies import Body, collect_async, timed_out
 from .hooks import Afterwards, log_hook
 from .limits import Limits, Slots
 from .options import Hook
 from .runs import Run, current_run
-from .settings import settings
 from .states import State
 from .stores.base import Store
+from .stores.urls import StoresAt
 
 if TYPE_CHECKING:
     import random  # 1 ms at import; a runtime imports it when it is made
@@ -43,8 +39,16 @@ T = TypeVar("T")
 class Services:
     """What a port works with: the store with its limits, the dice and the executors of one runtime."""
 
-    def __init__(self, store: Store, source: random.Random, executor: Callable[[Run], Executor]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        source: random.Random,
+        executor: Callable[[Run], Executor],
+        stores_at: StoresAt,
+    ) -> None:
         self.store = store
+        #: For tasks that say where their results go.
+        self.stores_at = stores_at
         self.limits: Limits = store.limits
         self.random = source
         self.executor = executor
@@ -82,7 +86,15 @@ class Port(Protocol):
 
     async def sleep(self, run: Run, seconds: float) -> None: ...
 
+    async def pause(self, seconds: float) -> None:
+        """Wait in real time, for somebody outside this process."""
+        ...
+
     async def until_settled(self, run: Run) -> None: ...
+
+    async def until_called(self, run: Run, seat: Group) -> None:
+        """Wait until the seat of `run` in a flight is called."""
+        ...
 
     async def until_empty(self, group: Group, seconds: float | None = None) -> bool:
         """Wait until nothing in `group` is under way, at most `seconds`; False if the time is up."""
@@ -93,6 +105,10 @@ class Port(Protocol):
         ...
 
     async def until_granted(self, slots: Slots) -> None: ...
+
+    async def until_room(self) -> None:
+        """Wait until the store has room for the records of more runs."""
+        ...
 
     async def call_hooks(self, hooks: Iterable[Hook], run: Run, state: State) -> None: ...
 
@@ -181,6 +197,12 @@ class Loop:
             return
         await anyio.sleep(seconds)
 
+    async def pause(self, seconds: float) -> None:
+        await anyio.sleep(seconds)
+
+    async def until_called(self, run: Run, seat: Group) -> None:
+        await self._empty(seat)
+
     async def until_settled(self, run: Run) -> None:
         waker = loops.here().waker()
         run.when_settled(waker.wake)
@@ -221,6 +243,11 @@ class Loop:
     async def until_granted(self, slots: Slots) -> None:
         waker = loops.here().waker()
         self.services.limits.when_granted(slots, waker.wake)
+        await waker.wait()
+
+    async def until_room(self) -> None:
+        waker = loops.here().waker()
+        self.services.store.when_room(waker.wake)
         await waker.wait()
 
     async def call_hooks(self, hooks: Iterable[Hook], run: Run, state: State) -> None:
@@ -289,155 +316,3 @@ class in_time:
 
     def __exit__(self, *error: Any) -> bool:
         return self._scope.__exit__(*error)
-
-
-class Blocking:
-    """Waits by blocking the current thread; its coroutines never suspend."""
-
-    is_async = False
-
-    def __init__(self, services: Services) -> None:
-        self.services = services
-
-    def call(self, run: Run) -> Any:
-        spec = run.spec
-        start = time.monotonic()
-        try:
-            if spec.options.timeout is not None:
-                return call_within(run, spec.options.timeout, partial(call_body, run))
-            return call_body(run) if spec.is_generator else spec.body(*run.args, **run.kwargs)
-        finally:
-            taken = time.monotonic() - start
-            if taken > 0.001:
-                _warn_of_blocking(run, taken)
-            del run  # the traceback of what the body raised leads to this frame; see `execute`
-
-    async def ask(self, question: Awaitable[T]) -> T:
-        with loops.blocking():
-            return await question
-
-    async def sleep(self, run: Run, seconds: float) -> None:
-        clock = run.journal.clock
-        if clock.is_virtual:
-            clock.advance(seconds)
-            return
-        block_on(threading.Event(), seconds)
-        _warn_of_blocking(run, seconds)
-
-    async def until_settled(self, run: Run) -> None:
-        block_until_settled(run, None, f"use `await task.submit(...)`, or await {run.name!r} before this call")
-
-    async def until_empty(self, group: Group, seconds: float | None = None) -> bool:
-        end = None if seconds is None else time.monotonic() + seconds
-        while not group.is_empty():
-            ready = threading.Event()
-            group.when_empty(ready.set)
-            if not block_on(ready, None if end is None else max(0.0, end - time.monotonic())):
-                break
-        return group.is_empty()
-
-    async def until_empty_shielded(self, group: Group) -> None:
-        await self.until_empty(group)
-
-    async def until_granted(self, slots: Slots) -> None:
-        if loops.current_loop() is not None:
-            raise BlockingWaitError(
-                f"run {slots.run.name!r} would block the event loop to wait for a slot "
-                f"({self.services.limits.describe(slots)}); write `await {slots.run.spec.name}.submit(...)` instead"
-            )
-        ready = threading.Event()
-        self.services.limits.when_granted(slots, ready.set)
-        block_on(ready)
-
-    async def call_hooks(self, hooks: Iterable[Hook], run: Run, state: State) -> None:
-        self.call_hooks_now(hooks, run, state)
-
-    def call_hooks_now(self, hooks: Iterable[Hook], run: Run, state: State) -> None:
-        for hook in hooks:
-            try:
-                made = hook(run.spec.task, run, state)
-                if inspect.iscoroutine(made):
-                    _run_coroutine(made)
-            except Exception:
-                log_hook(hook, run, state)
-
-    async def call_user(self, function: Callable[..., Any], *args: Any) -> Any:
-        made = function(*args)
-        return _run_coroutine(made) if inspect.iscoroutine(made) else made
-
-    async def step(self, run: Run, step: Callable[[], Any], left: float | None) -> Any:
-        try:
-            return step() if left is None else call_within(run, left, step)
-        finally:
-            del run, step
-
-
-def _warn_of_blocking(run: Run, seconds: float) -> None:
-    """Say so if `run` has kept this thread, and the event loop in it, for long."""
-    if seconds > settings.values.blocking_warning_seconds and loops.current_loop() is not None:
-        kind, name = run.spec.what.capitalize(), run.spec.name
-        advice = "make it async, or call it in a thread" if run.spec.is_flow else f"await {name}.submit(...)"
-        logger.warning("%s %r blocked the event loop for %.2f s; %s", kind, name, seconds, advice)
-
-
-def drive(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Run a coroutine that never suspends: the whole life of a blocking run, in one `send`."""
-    try:
-        coroutine.send(None)
-    except StopIteration as done:
-        return done.value
-    coroutine.close()
-    raise AsyncTaskError("the engine suspended inside a blocking run; this is a defect of asynctask")
-
-
-def block_until_settled(run: Run, timeout: float | None, instead: str) -> bool:
-    """Block this thread until `run` is settled, at most `timeout` seconds. False if it is not.
-
-    Raises `BlockingWaitError` where this thread's event loop is the one that must run it.
-    """
-    if run.is_settled:
-        return True
-    refuse_to_hang(run, instead)
-    ready = threading.Event()
-    run.when_settled(ready.set)
-    try:
-        return block_on(ready, timeout)
-    finally:
-        run.forget(ready.set)
-
-
-def refuse_to_hang(run: Run, instead: str) -> None:
-    """Raise `BlockingWaitError` if a blocking wait for `run` in this thread could only hang."""
-    if run.home is not None and run.home.is_here():
-        raise BlockingWaitError(
-            f"waiting for run {run.name!r} here would block the event loop that has to run it; {instead}"
-        )
-
-
-def _run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Run a coroutine of the user's from blocking code: on a loop of its own, in a thread if this one has a loop."""
-    loop = loops.current_loop()
-    if loop is None:
-        with uninterrupted():  # half a loop would leave its sockets open
-            return anyio.run(_as_coroutine, coroutine)
-    box: list[Any] = []
-    context = loops.context_for_thread()
-
-    def work() -> None:
-        try:
-            box.append((anyio.run(_as_coroutine, coroutine, backend=loop.backend), None))
-        except BaseException as error:  # deliberate: handed to the thread that waits below
-            box.append((None, error))
-
-    thread = threading.Thread(target=context.run, args=(work,), name="asynctask-hook")
-    with uninterrupted():
-        thread.start()
-        thread.join()
-    value, error = box[0]
-    if error is not None:
-        raise error
-    return value
-
-
-async def _as_coroutine(awaitable: Awaitable[Any]) -> Any:
-    return await awaitable

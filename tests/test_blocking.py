@@ -10,9 +10,9 @@ import anyio.to_thread
 import pytest
 
 from asynctask import Runtime, TaskFutureList, as_completed, flow, task, temporary_settings, wait
+from asynctask.blocking import drive
 from asynctask.errors import AsyncTaskError, BlockingWaitError
 from asynctask.stores.memory import MemoryStore
-from asynctask.waiting import drive
 
 
 @task

@@ -17,13 +17,13 @@ import anyio
 import pytest
 
 from asynctask import Runtime, State, ThreadPoolTaskRunner, flow, get_client, states, task
+from asynctask.blocking import Blocking, drive
 from asynctask.engine import execute, stream
 from asynctask.errors import AsyncTaskError, BlockingWaitError, FailedRun, Interrupted
 from asynctask.options import FlowOptions, TaskOptions
 from asynctask.scopes import current_runtime
 from asynctask.stores.memory import MemoryStore
 from asynctask.testing import VirtualClock
-from asynctask.waiting import Blocking, drive
 
 
 class Broken(Exception):

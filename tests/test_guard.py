@@ -535,6 +535,7 @@ def test_keys_taken_before_the_file_was_deleted_are_given_all_the_same(tmp_path:
         assert locks.try_take("a")
         path.unlink()
         assert locks.try_take("b")
+        assert not locks.try_take("a")
         assert run(CHECK, path) == "b"
         locks.give("a")
         locks.give("b")

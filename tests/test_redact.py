@@ -113,6 +113,7 @@ Point = collections.namedtuple("Point", ("x", "passwd"))
         (True, "True"),
         (-7, "-7"),
         (1.5, "1.5"),
+        (1 + 2j, "(1+2j)"),
         ("it's", '"it\'s"'),
         (b"ab", "b'ab'"),
         (bytearray(b"ab"), "bytearray(b'ab')"),
@@ -275,13 +276,17 @@ def test_the_text_of_a_huge_value_is_short_and_made_without_looking_at_it_all(na
         ("x" * 10_000, "xxx'... (10,000 long)"),
         (b"x" * 10_000, "xxx'... (10,000 long)"),
         (10**5000, "<int of 16,610 bits>"),
-        (array.array("b", bytes(200_000)), "<array, 200,080 bytes>"),
+        (array.array("b", [0]) * 200_000, "<array, 200,080 bytes>"),
         (nested(100, lambda inner: [inner]), "[[[[[[[[[...]]]]]]]]]"),
     ],
     ids=["list", "dict", "text", "bytes", "number", "array", "nested"],
 )
 def test_what_is_cut_says_how_large_it_is(value: object, end: str) -> None:
     assert shown(value).endswith(end)
+
+
+def test_a_number_is_cut_as_well() -> None:
+    assert shown(-1.2345678901234567e-300, 16) == "-1.2345678901..."
 
 
 def test_a_long_element_leaves_room_for_those_after_it() -> None:

@@ -173,7 +173,9 @@ def test_what_is_no_serializer_is_refused(option: Any) -> None:
         serializer_of(option)
 
 
-@pytest.mark.parametrize("name", ["", None, 3, "a\nb", "\ud800", "x" * 201, "msgpack", "pickle", "compressed/mine"])
+@pytest.mark.parametrize(
+    "name", ["", None, 3, "a\nb", "\ud800", "x" * 201, "msgpack", "pickle", "error", "compressed/mine"]
+)
 def test_an_object_whose_name_cannot_be_used_is_refused(name: Any) -> None:
     with pytest.raises(OptionError, match="the name of the serializer"):
         serializer_of(Upper(name))
@@ -277,7 +279,7 @@ class ReduceRaises(Exception):
 
 class ReducesToAnother(Exception):
     def __reduce__(self) -> Any:
-        return (ValueError, ("something else",))
+        return (ValueError, self.args)
 
 
 class StrRaises(Exception):
@@ -329,7 +331,7 @@ def cyclic() -> Exception:
 
 def deep_arguments() -> Exception:
     value: list[Any] = []
-    for _ in range(5000):
+    for _ in range(100_000):
         value = [value]
     return ValueError("boom", value)
 
@@ -366,7 +368,7 @@ HOSTILE: dict[str, tuple[Callable[[], BaseException], str]] = {
     "a local class": (local, "local.<locals>.Local: boom"),
     "a lock among its arguments": (lambda: ValueError("boom", threading.Lock()), "ValueError: ('boom', <unlocked"),
     "an argument that cannot be compared": (lambda: ValueError(Unequal()), "ValueError: boom"),
-    "arguments nested 5,000 deep": (deep_arguments, "ValueError: (its __str__ raised RecursionError"),
+    "arguments nested 100,000 deep": (deep_arguments, "ValueError: (its __str__ raised RecursionError"),
     "a thousand causes": (long_chain, "ValueError: ('boom', "),
     "lone surrogates": (surrogates, r"ValueError: ('boom \ud800 \x00'"),
     "a group of such": (lambda: ExceptionGroup("boom", [with_lambda()]), "ExceptionGroup: boom (1 sub-exception)"),
@@ -442,6 +444,14 @@ def test_causes_come_back_described_whichever_way_the_error_did() -> None:
         assert type(again.__cause__) is FailedRun
         assert str(again.__cause__).endswith("ReduceRaises: the cause")
         assert any("raise ReduceRaises" in note for note in again.__cause__.__notes__)
+
+
+@pytest.mark.parametrize(("make", "length"), [(cyclic, 2), (long_chain, 11)], ids=["a cycle", "a thousand"])
+def test_so_many_causes_are_described_and_each_once(make: Callable[[], Exception], length: int) -> None:
+    chain: list[BaseException] = [back(make())]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    assert len(chain) == length
 
 
 def test_a_context_that_was_suppressed_stays_away() -> None:

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -15,6 +14,7 @@ from ..client import SyncClient
 from ..errors import ObjectNotFound
 from ..scopes import Runtime
 from ..settings import temporary_settings
+from ..stores.urls import missing_file
 
 
 def using(url: str | None) -> AbstractContextManager[Any]:
@@ -26,13 +26,13 @@ def using(url: str | None) -> AbstractContextManager[Any]:
 def opened(url: str | None, *, to_write: bool = False) -> Generator[SyncClient | None]:
     """A client of the store that `--store`, or else the settings, name; None if there is no such store yet (rule 1)."""
     with using(url):
-        runtime = Runtime(name="asynctask-command")
-        path: str | None = getattr(runtime.store, "path", None)
-        if path is not None and not to_write and not os.path.exists(path):
+        missing = None if to_write else missing_file(None)
+        if missing is not None:
             if url is not None:
-                raise ObjectNotFound(f"there is no store at {path}")
+                raise ObjectNotFound(f"there is no store at {missing}")
             yield None
             return
+        runtime = Runtime(name="asynctask-command")
         runtime.open()
         try:
             yield SyncClient(runtime.store)

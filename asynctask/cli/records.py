@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
-from ..records import TaskRun
+from ..records import LogEntry, TaskRun
 from ..states import State
-from ..stores.base import LogEntry, date_of
+from ..stores.base import date_of
 
 
 def run_fields(run: TaskRun) -> dict[str, Any]:

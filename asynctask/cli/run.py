@@ -14,7 +14,7 @@ from typing import Any, Literal
 import anyio
 
 from ..definitions import Definition
-from ..errors import UsageError
+from ..errors import OutputClosed, UsageError
 from ..observers import flow_logger, task_logger
 from ..redact import shown
 from ..scopes import Runtime, close_default
@@ -60,6 +60,8 @@ def run(
         except KeyboardInterrupt:
             close_default(0)  # what was submitted is cancelled, not waited for
             raise
+        except OutputClosed:
+            raise
         except Exception as error:  # deliberate: it is the run's own, and shown whole
             return _failed(error)
         finally:
@@ -69,7 +71,10 @@ def run(
 
 
 def _failed(error: Exception) -> int:
-    lines = traceback.format_exception(type(error), error, _from_users_code(error.__traceback__))
+    trace = _from_users_code(error.__traceback__)
+    if trace is error.__traceback__ and isinstance(error, SyntaxError):  # not one step was the user's: it is in `error`
+        trace = None
+    lines = traceback.format_exception(type(error), error, trace)
     note("".join(lines).rstrip())
     return 1
 
@@ -133,7 +138,7 @@ def _listen() -> None:
 
 
 def _from_users_code(trace: TracebackType | None) -> TracebackType | None:
-    """The traceback without our steps before the first of the user's."""
+    """The traceback without our steps before the first of the user's; all of it, if there is none of theirs."""
     found = trace
     while found is not None:
         file = found.tb_frame.f_code.co_filename

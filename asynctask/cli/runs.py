@@ -207,7 +207,7 @@ def delete(
         if age is not None:
             count = 0 if client is None else client.prune(older_than=age, keep=None)
         else:
-            client = at(client, runs[0])
+            client = at(client, " ".join(runs))
             ids = dict.fromkeys(find_run(client, text).id for text in runs)  # all are there before any is deleted
             for one in ids:
                 client.delete_task_run(one)

@@ -57,7 +57,7 @@ def toml_of(value: object) -> str:
         case str():
             return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
         case list():
-            return f"[{', '.join(map(toml_of, value))}]"  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+            return f"[{', '.join(map(toml_of, value))}]"  # pyright: ignore[reportUnknownArgumentType]
         case _:
             raise UsageError(f"{value!r} cannot be written to {FILE}; use `asynctask config unset`")
 

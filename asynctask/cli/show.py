@@ -14,6 +14,8 @@ from typing import Any
 
 import msgspec
 
+from ..errors import OutputClosed
+
 #: The styles of the cells that say what became of a run.
 STYLES = {
     "COMPLETED": "green",
@@ -48,12 +50,13 @@ def note(text: object) -> None:
 
 
 def _write(stream: Any, text: str) -> None:
+    encoding = stream.encoding or "utf-8"
     try:
-        stream.write(text + "\n")
-    except UnicodeEncodeError:  # an ASCII locale, say
-        encoding = stream.encoding or "ascii"
+        # In an ASCII locale, say, what cannot be written is written as an escape.
         stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
-    stream.flush()  # so that lines of the two streams stand in the order in which they were written
+        stream.flush()  # so that lines of the two streams stand in the order in which they were written
+    except BrokenPipeError as error:
+        raise OutputClosed("nobody reads what is printed") from error
 
 
 def document(value: object, *, unknown: Callable[[Any], Any] | None = None) -> None:
@@ -128,11 +131,9 @@ def length_of(seconds: float) -> str:
 
 def size_of(count: int) -> str:
     """A number of bytes, for people."""
-    amount = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if amount < 1000:
-            break
-        amount /= 1000
-    else:
-        unit = "TB"
-    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+    if count < 1000:
+        return f"{count} B"
+    amount, place = count / 1000, 0
+    while amount >= 1000 and place < 3:
+        amount, place = amount / 1000, place + 1
+    return f"{amount:.1f} {('kB', 'MB', 'GB', 'TB')[place]}"

@@ -14,6 +14,8 @@ import importlib.util
 import inspect
 import os
 import sys
+import typing
+from decimal import Decimal
 from types import ModuleType
 from typing import Any
 
@@ -27,7 +29,7 @@ AnyDefinition = Definition[Any]
 
 
 def find_target(target: str) -> AnyDefinition:
-    """The flow or task. Raises `UsageError`, saying what there is; what the user's code raises as it is loaded passes."""
+    """The flow or task. Raises `UsageError`, saying what there is, and whatever the user's code raises as it loads."""
     place, name = _parts(target)
     module = _load_file(place) if _is_file(place) else _load_module(place)
     return _only_one(module, place) if name is None else _named(module, place, name)
@@ -55,7 +57,7 @@ def _load_file(place: str) -> ModuleType:
     if spec is None or spec.loader is None:
         raise UsageError(f"{place!r} is not a Python file: its name must end with .py")
     module = importlib.util.module_from_spec(spec)
-    sys.path[0] = os.path.dirname(path)
+    _look_first_in(os.path.dirname(path))
     sys.argv[:] = [place]
     # A file called like a module that is loaded already (inspect.py, say) must not take its place for everybody.
     known = sys.modules.setdefault(stem, module) is not module
@@ -69,7 +71,7 @@ def _load_file(place: str) -> ModuleType:
 
 
 def _load_module(name: str) -> ModuleType:
-    sys.path[0] = os.getcwd()
+    _look_first_in(os.getcwd())
     try:
         found = importlib.util.find_spec(name)
     except (ImportError, ValueError, AttributeError) as error:
@@ -84,6 +86,11 @@ def _load_module(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
+def _look_first_in(folder: str) -> None:
+    """Put `folder` where a script's own folder would be: there is ours now, unless Python was asked for a safe path."""
+    sys.path[0 : 0 if sys.flags.safe_path else 1] = [folder]
+
+
 def _here(module: ModuleType) -> dict[str, AnyDefinition]:
     """The flows and tasks that the module defines, not those that it imports; all of them if there are no others."""
     every = {name: value for name, value in vars(module).items() if isinstance(value, Definition)}
@@ -93,15 +100,24 @@ def _here(module: ModuleType) -> dict[str, AnyDefinition]:
 
 def _only_one(module: ModuleType, place: str) -> AnyDefinition:
     found = _here(module)
-    distinct = {name: one for name, one in found.items() if not any(one is found[n] for n in found if n < name)}
-    flows = {name: one for name, one in distinct.items() if one.spec.is_flow}
-    candidates = flows or distinct
+    every = _distinct(found)
+    flows = [one for one in every if one.spec.is_flow]
+    candidates = flows or every
     if len(candidates) == 1:
-        return next(iter(candidates.values()))
+        return candidates[0]
     raise UsageError(
         f"{place} has {len(candidates) or 'no'} {'flows' if flows else 'flows or tasks'}"
         + (f"; say which: {_listed(place, found)}" if found else "")
     )
+
+
+def _distinct(found: dict[str, AnyDefinition]) -> list[AnyDefinition]:
+    """Each flow or task once, though it may have several names."""
+    distinct: list[AnyDefinition] = []
+    for one in found.values():
+        if not any(one is other for other in distinct):
+            distinct.append(one)
+    return distinct
 
 
 def _listed(place: str, found: dict[str, AnyDefinition]) -> str:
@@ -116,7 +132,7 @@ def _named(module: ModuleType, place: str, name: str) -> AnyDefinition:
         if value is None:
             break
     if value is None:  # by the name that it was given: `@flow(name="nightly import")`
-        called = [one for one in _here(module).values() if one.name == name]
+        called = [one for one in _distinct(_here(module)) if one.name == name]
         value = called[0] if len(called) == 1 else None
     if isinstance(value, Definition):
         return value
@@ -173,20 +189,18 @@ def _parameters(by_name: dict[str, inspect.Parameter]) -> str:
 
 
 def _converted(definition: AnyDefinition, name: str, text: str, hint: Any) -> Any:
-    if hint is str:
-        return text
     value = _json_or_text(text)
-    if hint is Any:
-        return value
+    if hint is str or hint is Any:
+        return text if hint is str else value
+    # 123 is JSON, but for `str | None` it is text; and 1.10 as a Decimal has a digit more than JSON's 1.1.
+    readings = [text, value] if Decimal in (hint, *typing.get_args(hint)) else [value, text]
     try:
-        return coerced(definition.spec, name, value, hint)
+        return coerced(definition.spec, name, readings[0], hint)
     except ParameterValidationError as error:
-        if value is not text:  # 123 is JSON, but for `str | None` it is text
-            try:
-                return coerced(definition.spec, name, text, hint)
-            except ParameterValidationError:
-                pass
-        raise UsageError(str(error)) from error
+        try:
+            return coerced(definition.spec, name, readings[1], hint)
+        except ParameterValidationError:
+            raise UsageError(str(error)) from error
 
 
 def _json_or_text(text: str) -> Any:

@@ -26,7 +26,7 @@ def moment(text: str, option: str) -> datetime:
     """A time in ISO 8601 (local, if it does not say), or so long ago. Raises `UsageError`."""
     try:
         if re.fullmatch(r"[\d.]+[smhdw].*", text):
-            return datetime.fromtimestamp(Clock.now(), UTC) - duration(text, option)
+            return datetime.fromtimestamp(Clock().now(), UTC) - duration(text, option)
         return datetime.fromisoformat(text).astimezone(UTC)
     except (ValueError, OverflowError) as error:
         if isinstance(error, UsageError):

@@ -9,7 +9,11 @@ from .show import document, out
 
 
 def version(*, json: bool = False) -> int:
-    """Show the version of asynctask, and of what it runs on."""
+    """Show the version of asynctask, and of what it runs on.
+
+    Args:
+        json: Print a JSON document.
+    """
     # Read from where it stands: the package itself is the roof, which nothing imports, and asking for the metadata
     # of an installed package takes 20 ms.
     number: str = sys.modules["asynctask"].__version__

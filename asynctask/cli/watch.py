@@ -16,9 +16,7 @@ from .show import document, note, out
 SECONDS = 0.2
 
 
-def watch(
-    run: str, /, *, timeout: float | None = None, json: bool = False, store: str | None = None
-) -> int:
+def watch(run: str, /, *, timeout: float | None = None, json: bool = False, store: str | None = None) -> int:
     """Follow a run to its end. The exit code is 0 if it completes, else 1.
 
     Args:
@@ -29,7 +27,8 @@ def watch(
     """
     if timeout is not None and not timeout >= 0:
         raise UsageError(f"--timeout must not be negative, not {timeout}")
-    start = Clock.monotonic()
+    clock = Clock()
+    start = clock.monotonic()
     with opened(store) as client:
         client = at(client, run)
         found = find_run(client, run)
@@ -43,7 +42,7 @@ def watch(
             seen = len(states)
             if states[-1].is_final():
                 return 0 if states[-1].type is COMPLETED else 1
-            if timeout is not None and Clock.monotonic() - start >= timeout:
+            if timeout is not None and clock.monotonic() - start >= timeout:
                 note(f"asynctask: {found.name} is still {states[-1].name} after {timeout:g} s")
                 return 1
             time.sleep(SECONDS)

@@ -14,10 +14,14 @@ from uuid import UUID
 
 import msgspec
 
+from ..flights import Flights
 from ..limits import ConcurrencyLimit, Limits
-from ..records import TaskRun
+from ..records import LogEntry, TaskRun
 from ..runs import Journal, Trace
 from ..states import State, StateType
+
+#: Seconds by which clocks of processes may differ, or be corrected, before a result with an expiry is not trusted.
+SKEW = 5.0
 
 
 class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,15 +70,6 @@ def date_of(seconds: float) -> datetime:
         return datetime.max.replace(tzinfo=UTC)
 
 
-class LogEntry(msgspec.Struct, frozen=True):
-    """One line that a run logged or printed. `time` is in seconds since the epoch."""
-
-    time: float
-    level: int
-    logger: str
-    message: str
-
-
 class StoredResult(msgspec.Struct, frozen=True, kw_only=True):
     """A result as it is kept: bytes, and what turns them into a value again. Times are in seconds since the epoch."""
 
@@ -88,7 +83,11 @@ class StoredResult(msgspec.Struct, frozen=True, kw_only=True):
     expires: float | None = None
 
     def is_fresh(self, now: float) -> bool:
-        return self.expires is None or now < self.expires
+        """Whether it may be served: not past its expiry, nor from the future, as one is when the clock was set back.
+
+        How old it then is, nobody can tell.
+        """
+        return self.expires is None or self.created - SKEW <= now < self.expires
 
 
 class CacheEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,6 +122,15 @@ class Store(Protocol):
     url: str
     #: The limits in force in this process.
     limits: Limits
+
+    #: Who runs the body for which cache key, in this process.
+    flights: Flights
+
+    def hold(self) -> None:
+        """Stay open until `release` is called as often."""
+        ...
+
+    async def release(self) -> None: ...
 
     def attach(self, journal: Journal) -> None:
         """The runs of `journal` are to be seen through this store from now on."""

@@ -65,7 +65,7 @@ class Database:
         if self._writer is not None:
             return self._writer
         async with self._opening:
-            if self._writer is None:  # pyright: ignore[reportUnnecessaryComparison]  # others wait here as well
+            if self._writer is None:  # others wait here as well
                 try:
                     self._writer = await self._open()
                 except sqlite3.Error as error:
@@ -107,7 +107,8 @@ class Database:
                 f"{self.path!r} was written by a newer asynctask (schema {version}; this one knows {VERSION}): "
                 f"upgrade asynctask, or give it another store"
             )
-        await writer.create_function("name_number", 1, name_number, deterministic=True)
+        connection: Any = writer  # whose stubs leave the function's type open
+        await connection.create_function("name_number", 1, name_number, deterministic=True)
         for number in range(version, VERSION):
             async with transaction(writer):
                 for statement in MIGRATIONS[number]:
@@ -146,7 +147,7 @@ class Database:
         try:
             if self._reader is None:
                 async with self._turn, taken(self._guard, GUARD_SECONDS):
-                    if self._reader is None:  # pyright: ignore[reportUnnecessaryComparison]  # others wait here as well
+                    if self._reader is None:  # others wait here as well
                         reader = await _connected(self.path)
                         await reader.executescript(f"{_PRAGMAS} PRAGMA query_only = ON;")
                         self._reader = reader

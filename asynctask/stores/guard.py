@@ -78,8 +78,8 @@ class FileLock:
     def give(self) -> None:
         """Release the lock. Nothing happens if it is not held: in a child forked while its parent held it, say."""
         with _change:
-            if self.is_held and self._descriptor is not None:
-                self.is_held = False
+            self.is_held = False
+            if self._descriptor is not None:
                 lockfiles.unlock(self._descriptor)
 
     def close(self) -> None:
@@ -95,9 +95,7 @@ class FileLock:
         """In a forked child: close without unlocking, which would unlock the parent's."""
         descriptor, self._descriptor, self.is_held = self._descriptor, None, False
         if descriptor is not None:
-            with contextlib.suppress(
-                OSError
-            ):  # somebody closed all there were; the other locks are still to be forgotten
+            with contextlib.suppress(OSError):  # somebody closed it: the next ones are still to be forgotten
                 os.close(descriptor)
 
     def __del__(self) -> None:
@@ -235,7 +233,7 @@ class KeyLocks:
         """Take the lock of `key` if it is free; never waits. Raises `StoreError` if the file is not to be locked."""
         offset = _offset(key)
         with _change:
-            if offset in self._held:
+            if offset in self._held:  # perhaps on a file that is no longer there
                 return False
             if self._file is None or not self._file.is_at(self.path):
                 self._use(_KeyFile.of(self.path))
@@ -290,7 +288,7 @@ class _KeyFile:
     known: ClassVar[dict[tuple[int, int], _KeyFile]] = {}
 
     def __init__(self, descriptor: int, path: str) -> None:
-        self.descriptors = [descriptor]
+        self.descriptor = descriptor
         self.path = path
         self.users = 0
         self.taken: set[int] = set()
@@ -304,10 +302,8 @@ class _KeyFile:
             if file is not None:
                 file.users += 1
                 return file
-        new = cls(lockfiles.open_file(path), path)
-        file = cls.known.setdefault(new.identity, new)
-        if file is not new:  # it came to `path` just now
-            file.descriptors += new.descriptors  # to close the second would drop the locks of the first
+        file = cls(lockfiles.open_file(path), path)
+        cls.known[file.identity] = file
         file.users += 1
         return file
 
@@ -318,14 +314,14 @@ class _KeyFile:
             return False
 
     def try_take(self, offset: int) -> bool:
-        if offset in self.taken or not lockfiles.try_lock_byte(self.descriptors[0], offset, self.path):
+        if offset in self.taken or not lockfiles.try_lock_byte(self.descriptor, offset, self.path):
             return False
         self.taken.add(offset)
         return True
 
     def give(self, offset: int) -> None:
         self.taken.discard(offset)
-        lockfiles.unlock_byte(self.descriptors[0], offset)
+        lockfiles.unlock_byte(self.descriptor, offset)
 
     def leave(self) -> None:
         self.users -= 1
@@ -334,9 +330,8 @@ class _KeyFile:
             self.close()
 
     def close(self) -> None:
-        for descriptor in self.descriptors:
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
+        with contextlib.suppress(OSError):
+            os.close(self.descriptor)
 
 
 def _offset(key: str) -> int:

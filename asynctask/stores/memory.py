@@ -16,12 +16,13 @@ from uuid import UUID
 
 from ..clocks import Clock
 from ..errors import ObjectNotFound, StoreError
+from ..flights import Flights
 from ..limits import ConcurrencyLimit, Limits
-from ..records import TaskRun
+from ..records import LogEntry, TaskRun
 from ..runs import Journal, Run, Trace
 from ..settings import settings
 from ..states import State
-from .base import CacheEntry, LogEntry, RunFilter, StoredResult, StoreInfo, date_of
+from .base import CacheEntry, RunFilter, StoredResult, StoreInfo, date_of
 from .shelf import Shelf
 
 #: Results, and bytes of them, that the store keeps; it has no disk to put more on.
@@ -40,6 +41,7 @@ class MemoryStore:
         self._history: deque[Trace] = deque(maxlen=size)
         self._logs: deque[tuple[int, LogEntry]] = deque(maxlen=size)
         self._journals: weakref.WeakSet[Journal] = weakref.WeakSet()
+        self.flights = Flights()
         self._shelf = Shelf(MOST_RESULTS, MOST_BYTES)
         self._keys: set[str] = set()
         self._lock = threading.Lock()
@@ -52,6 +54,12 @@ class MemoryStore:
         copy = MemoryStore(self._history.maxlen, clock=self._clock)
         copy.limits = self.limits.empty_copy()
         return copy
+
+    def hold(self) -> None:
+        pass
+
+    async def release(self) -> None:
+        pass
 
     def attach(self, journal: Journal) -> None:
         self._journals.add(journal)

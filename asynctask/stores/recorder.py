@@ -19,8 +19,8 @@ from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from ..errors import StoreError
+from ..records import LogEntry
 from ..runs import Journal, Trace, wake_all
-from .base import LogEntry
 
 logger = logging.getLogger("asynctask")
 

@@ -14,10 +14,11 @@ from uuid import UUID
 
 import msgspec
 
-from ..records import TaskRun, attempts, began, ended, own_key, seconds_running
+from ..records import LogEntry, TaskRun, attempts, began, ended, own_key, seconds_running
+from ..redact import safe_text
 from ..runs import Trace
 from ..states import State, StateType
-from .base import LogEntry, StoredResult
+from .base import StoredResult
 from .payloads import Sealed
 from .schema import name_number
 
@@ -125,7 +126,7 @@ def row_of(trace: Trace, numbers: Numbers, owner: str) -> tuple[Any, ...]:
         history(states),
         last.time if is_final else None,
         _encode(parameters).decode() if parameters else None,
-        None if trace.failure is None else clean(error_text(trace.failure)),
+        None if trace.failure is None else error_text(trace.failure),
         None if is_final else trace.waiting_on,
         None if is_final else owner,
         trace.result,
@@ -139,7 +140,7 @@ def error_text(failure: tuple[BaseException, Any]) -> str:
     error, trace = failure
     try:
         lines = traceback.TracebackException(type(error), error, trace, limit=50).format()
-        return "".join(lines)
+        return safe_text("".join(lines), LONGEST, kept="\n\t")
     except Exception as broken:  # deliberate: an exception whose text raises is recorded as well
         return f"{type(error).__name__} (its traceback cannot be shown: {type(broken).__name__})"
 

@@ -22,13 +22,14 @@ import aiosqlite
 
 from ..clocks import Clock
 from ..errors import ObjectNotFound, StoreError
+from ..flights import Flights
 from ..limits import ConcurrencyLimit, Limits
-from ..records import TaskRun
+from ..records import LogEntry, TaskRun
 from ..runs import Journal
 from ..settings import settings
 from ..states import State
 from . import sql
-from .base import CacheEntry, LogEntry, RunFilter, StoredResult, StoreInfo
+from .base import CacheEntry, RunFilter, StoredResult, StoreInfo
 from .database import SAFE, Database, one, size_of
 from .desk import Desk
 from .guard import KeyLocks, Presence, is_alive, remove
@@ -54,6 +55,7 @@ class SQLiteStore:
         self.url = f"sqlite:///{self.path}"
         self.limits = Limits()
         self.limits.is_known = False
+        self.flights = Flights()
         self._desk = Desk("asynctask-store", self._at_desk)
         self._recorder = Recorder(self._write_batch, self._clock.now)
         self.keep = self._recorder.keep
@@ -78,6 +80,12 @@ class SQLiteStore:
         return SQLiteStore(self.path)
 
     # -- the desk -----------------------------------------------------------------------------------------------------
+
+    def hold(self) -> None:
+        self._desk.use()
+
+    async def release(self) -> None:
+        await self._desk.leave()
 
     def attach(self, journal: Journal) -> None:
         journal.keeps_errors = True

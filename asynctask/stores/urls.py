@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
+from collections.abc import Callable
 
 from ..errors import OptionError
+from ..late import late
 from ..redact import shown
 from ..secrets import masked_url
 from ..settings import settings
 from .base import Store
 from .memory import MemoryStore
 
-#: By scheme: where the class is, and how to install what it needs. They are imported when they are asked for: a
-#: database driver takes longer to import than all the rest.
-SCHEMES = {"sqlite": ("asynctask.stores.sqlite", "SQLiteStore")}
+
+def _sqlite(path: str) -> Store:
+    store: Store = late("stores.sqlite").SQLiteStore(path)
+    return store
+
+
+#: What makes the store of a path, by scheme.
+SCHEMES: dict[str, Callable[[str], Store]] = {"sqlite": _sqlite}
 
 _stores: dict[str, Store] = {}
 
@@ -31,17 +37,41 @@ def open_store(store: Store | str | None) -> Store:
         return url
     if url.startswith("memory://"):
         return _stores.setdefault(url, MemoryStore())
-    scheme, colon, rest = url.partition(":")
-    if not colon or scheme not in SCHEMES:
-        known = ", ".join(f"{name}:///..." for name in SCHEMES)
-        raise OptionError(f"store {masked_url(url)!r} cannot be opened: there are memory://, memory://NAME and {known}")
-    path = _path_of(url, rest)
+    scheme, path = _file_of(url)
     key = f"{scheme}:{os.path.realpath(path)}"
     found = _stores.get(key)
     if found is None:
-        module, name = SCHEMES[scheme]
-        found = _stores.setdefault(key, getattr(importlib.import_module(module), name)(path))
+        found = _stores.setdefault(key, SCHEMES[scheme](path))
     return found
+
+
+def missing_file(store: str | None) -> str | None:
+    """The file of the store that a URL means (None: the settings' one) if it is not there yet. Opens nothing."""
+    url = store or settings.values.store_url or default_url()
+    if url.startswith("memory://"):
+        return None
+    path = os.path.abspath(_file_of(url)[1])
+    return None if os.path.exists(path) else path
+
+
+class StoresAt:
+    """The stores of results in folders of their own, kept open for one runtime."""
+
+    def __init__(self) -> None:
+        self._stores: dict[str, Store] = {}
+
+    def find(self, folder: str | os.PathLike[str]) -> Store:
+        url = f"sqlite:///{os.path.join(os.fspath(folder), 'results.db')}"
+        store = self._stores.get(url)
+        if store is None:
+            store = self._stores[url] = open_store(url)
+            store.hold()
+        return store
+
+    async def release(self) -> None:
+        stores, self._stores = self._stores, {}
+        for store in stores.values():
+            await store.release()
 
 
 def default_url() -> str:
@@ -54,14 +84,18 @@ def default_url() -> str:
     return f"sqlite:///{os.path.join(os.path.expanduser(home), 'asynctask.db')}"
 
 
-def _path_of(url: str, rest: str) -> str:
-    """The path in `sqlite:///relative`, `sqlite:////absolute` or, as people write it, `sqlite:///absolute` with ~."""
+def _file_of(url: str) -> tuple[str, str]:
+    """The scheme, and the path in `sqlite:///relative`, `sqlite:////absolute`, or one with ~. Raises `OptionError`."""
+    scheme, colon, rest = url.partition(":")
+    if not colon or scheme not in SCHEMES:
+        known = ", ".join(f"{name}:///..." for name in SCHEMES)
+        raise OptionError(f"store {masked_url(url)!r} cannot be opened: there are memory://, memory://NAME and {known}")
     match = re.fullmatch(r"///(.+)", rest)
     if match is None or "\0" in url:
         raise OptionError(
             f"store {masked_url(url)!r} must name a file: sqlite:///runs.db in this folder, sqlite:////var/runs.db"
         )
-    return os.path.expanduser(match[1])
+    return scheme, os.path.expanduser(match[1])
 
 
 def empty_stores() -> None:

@@ -97,7 +97,7 @@ def test_set_makes_the_file_where_there_is_none(here, folder):
     assert here("config", "view", "--json").out.count('"asynctask.toml"') == 1
 
 
-@pytest.mark.parametrize("text", ["a\"b\\c", "é\t\x7f\u2028", "''' \"\"\" # x", "\x1b]0;x\x07", "[/]"])
+@pytest.mark.parametrize("text", ['a"b\\c', "é\t\x7f\u2028", "''' \"\"\" # x", "\x1b]0;x\x07", "[/]"])
 def test_a_text_of_any_kind_is_read_back_as_it_was_set(here, folder, text):
     assert here("config", "set", "store_url", f"memory://{text}").code == 0
     assert tomllib.loads(written(folder)) == {"store_url": f"memory://{text}"}

@@ -5,12 +5,14 @@ import os
 import signal
 import subprocess
 import sys
-from importlib.metadata import entry_points
+import tomllib
+from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 
 import asynctask
-from asynctask.cli.main import COMMANDS, main
+from asynctask.cli.main import COMMANDS, program
 
 
 def test_version_names_the_package_and_python(command):
@@ -28,8 +30,9 @@ def test_the_usual_option_gives_the_version_too(here):
 
 
 def test_the_installed_command_is_the_same_function():
-    [script] = entry_points(group="console_scripts", name="asynctask")
-    assert script.load() is main
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    script = EntryPoint("asynctask", project["project"]["scripts"]["asynctask"], "console_scripts")
+    assert script.load() is program
 
 
 LOADED = """

@@ -44,7 +44,7 @@ UNUSUAL = [
     "runs ls --limit --json",
     "runs ls --limit many",
     "runs ls --limit -3",
-    "runs ls --limit ３",
+    "runs ls --limit \uff13",
     "runs ls --limit 3 --limit 4",
     "runs ls --json --json",
     "runs ls --json=true",
@@ -85,10 +85,8 @@ def test_an_unusual_line_is_left_to_cyclopts(line):
 def test_every_command_has_a_function_and_a_line_of_help():
     app = application()
     for path, (_, text) in COMMANDS.items():
-        function, _, _ = app[path[0]].parse_known_args([]) if len(path) == 1 and path == ("version",) else (None, 0, 0)
         one = app
         for name in path:
             one = one[name]
         assert callable(one.default_command), path
         assert text.endswith("."), path
-        assert function is None or function is one.default_command

@@ -230,8 +230,6 @@ def test_what_no_serializer_takes_is_refused_in_the_one_way(serializer: Serializ
     value = UNSERIALISABLE[kind]()
     with pytest.raises(SerializationError, match=r"refuses the result.*(say|make) result_serializer="):
         encode(value, serializer)
-    while type(value) is list and value:  # 100,000 levels at once are more than the interpreter can free
-        value = value.pop()
 
 
 def test_an_open_file_is_refused(serializer: Serializer, tmp_path: Any) -> None:

@@ -28,6 +28,6 @@ def test_with_the_guard_no_acknowledged_commit_is_lost(tmp_path: Path) -> None:
 
 
 def test_without_the_guard_commits_are_lost_where_sqlite_has_the_race(tmp_path: Path) -> None:
-    """Otherwise the test above shows nothing. A loss took one or two attempts here, and ends the probe."""
+    """Otherwise the test above shows nothing. A loss took 1 to 49 attempts in 28 runs, and ends the probe."""
     found = probe(tmp_path, "--without-guard", "--attempts", "300")
     assert bool(found["lost"]) == loses_commits(sqlite3.sqlite_version_info), found

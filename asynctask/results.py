@@ -1,0 +1,364 @@
+"""What is kept of a run's result: looking it up first, one run for many with the same key, and keeping it afterwards.
+
+1. The look-up comes before any slot and any attempt. A run whose result is there goes from Pending to Cached.
+2. A key that cannot be made, and an entry that cannot be read, leave the run uncached, with one warning: it runs.
+3. A value is kept as bytes and made anew for each who gets it: nobody shares a mutable object with a stranger.
+4. What is kept is durable before the run is Completed; inside a transaction, when that is committed.
+5. An exception is kept under the run's own key, never under that of a cache.
+6. Whatever way the run ends, `end` gives back the key and lets the next one run. It waits for nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+
+from .cache_keys import compute_key
+from .cache_keys import prepare as prepare_key
+from .cache_policies import CacheContext, CachePolicy, IsolationLevel
+from .errors import AsyncTaskError, MissingResult, OptionError, SerializationError, StoreError
+from .flights import Flights, Seat
+from .options import Options
+from .records import own_key
+from .redact import shown
+from .runs import Run, current_transaction
+from .serializers import ERROR, Serializer, decode, decode_error, encode, encode_error, serializer_of
+from .settings import settings
+from .specs import TaskSpec
+from .staging import Transaction, take_key, transaction_here
+from .states import COMPLETED, State
+from .stores.base import Store, StoredResult
+from .waiting import Port
+
+logger = logging.getLogger("asynctask")
+
+
+class Keeping:
+    """What one run keeps, from its look-up to its end."""
+
+    __slots__ = (
+        "has_lock",
+        "is_hit",
+        "is_joined",
+        "key",
+        "lock",
+        "options",
+        "seat",
+        "store",
+        "stored",
+        "token",
+        "transaction",
+    )  # fmt: skip
+
+    def __init__(self, run: Run, store: Store) -> None:
+        self.options = run.spec.options
+        self.store = store
+        #: Whether the result was there already.
+        self.is_hit = False
+        #: The run's own, if it is in one, or has hooks for it.
+        self.transaction: Transaction | None = None
+        self.key: str | None = None
+        self.seat: Seat | None = None
+        self.has_lock = False
+        self.lock: Any = None
+        self.stored: StoredResult | None = None
+        self.token: Any = None
+        self.is_joined = False
+
+    async def keep(self, run: Run, value: Any, port: Port) -> Any:
+        """Keep what the body returned, if it completes the run, and give it back. Raises `SerializationError`."""
+        await self._keep(run, value, port)
+        return value
+
+    async def _keep(self, run: Run, value: Any, port: Port) -> None:
+        if isinstance(value, State):
+            if value.type is not COMPLETED:
+                return
+            value = value.data
+        elif isinstance(value, (list, tuple, set)) and value and all(isinstance(one, State) for one in value):  # pyright: ignore[reportUnknownVariableType]
+            return  # they stand for one state, which may be a failure
+        options = self.options
+        key = self.key
+        if key is None:
+            if not keeps_own(options):
+                return
+            key = own_key(run.number)
+        stored = self.stored = made_result(run, key, value)
+        if self.is_joined and self.transaction is not None:
+            self.transaction.results.append(stored)
+            run.result = key
+            return
+        try:
+            await port.ask(self.store.write_results([stored], at_hand=options.cache_result_in_memory))
+        except StoreError as error:
+            logger.error("The result of run %r is not kept: %s", run.name, error)
+        else:
+            run.result = key
+
+    async def finish(self, run: Run, port: Port) -> None:
+        """The run has its final state: commit or roll back what is its own, keep its exception."""
+        completed = run.states[-1].type is COMPLETED
+        if not completed and run.error is not None and keeps_own(self.options):
+            key = own_key(run.number)
+            serializer, payload = encode_error(run.error)
+            stored = StoredResult(
+                key=key, payload=payload, serializer=serializer, task_name=run.spec.name, run_number=run.number,
+                created=run.journal.now(),
+            )  # fmt: skip
+            try:
+                await port.ask(self.store.write_results([stored]))
+            except StoreError as error:
+                logger.error("The exception of run %r is not kept: %s", run.name, error)
+            else:
+                run.result = key
+        own = self.transaction
+        if own is None:
+            return
+        parent = own.parent
+        if parent is not None:
+            parent.ended(own)
+        if not completed or (parent is not None and parent.is_rolled_back()):
+            await own.roll_back(port)
+        elif parent is None:
+            await own.commit(port)
+
+    def end(self, run: Run, port: Port) -> None:
+        """The run is over, whichever way: whoever waits for its key goes on."""
+        if self.token is not None:
+            try:
+                current_transaction.reset(self.token)
+            except ValueError:  # closed by the garbage collector, from wherever it ran: nothing to undo here
+                pass
+        own = self.transaction
+        if own is not None and own.is_active() and run.states[-1].type is not COMPLETED:
+            # Cancelled or crashed, where nothing may be awaited: the block it is in rolls back, or there is none.
+            if own.parent is not None:
+                own.parent.ended(own)
+            else:
+                port.call_hooks_now([own.as_hook(one) for one in reversed(own.on_rollback_hooks)], run, run.state)
+        if self.has_lock and self.key is not None:
+            if self.lock is None:
+                self.store.give_key(self.key)
+            else:
+                port.call_hooks_now([self._release], run, run.state)
+        if self.seat is not None:
+            done = run.states[-1].type is COMPLETED and not self.is_joined
+            flights_of(self.store).land(self.seat, self.stored if done else None)
+
+    def _release(self, task: object, run: Run, state: State) -> Any:
+        return self.lock.release_lock(self.key, str(run.id))
+
+
+class Keeper:
+    """Begins the keeping of runs; tasks that keep results, and runs in a transaction, have it in their way."""
+
+    async def begin(self, run: Run, port: Port) -> Keeping:
+        """Look the result up, or wait for who makes it; with `is_hit` the run is Completed already."""
+        options = run.spec.options
+        keeping = Keeping(run, port.services.store)
+        if options.result_storage is not None:
+            keeping.store = port.services.stores_at.find(options.result_storage)
+        try:
+            keeps = options.persist_result is not False
+            key = _key_of(run) if keeps and is_cached(options) else None
+            if key is not None:
+                policy = options.cache_policy
+                storage = policy.key_storage if isinstance(policy, CachePolicy) else None
+                if storage is not None:
+                    keeping.store = port.services.stores_at.find(storage)
+                keeping.key = key
+                await self._look_up(run, keeping, port, policy)
+            if not keeping.is_hit:
+                self._join_transaction(run, keeping)
+        except BaseException:
+            keeping.end(run, port)
+            raise
+        return keeping
+
+    async def _look_up(self, run: Run, keeping: Keeping, port: Port, policy: Any) -> None:
+        key = keeping.key
+        assert key is not None
+        refresh = keeping.options.refresh_cache
+        if settings.values.tasks_refresh_cache if refresh is None else refresh:
+            return
+        store = keeping.store
+        if _hit(run, keeping, staged(key) or store.result_at_hand(key)):
+            return
+        flights = flights_of(store)
+        seat = flights.board(key, run)
+        if seat is None:  # it would wait for itself: a task that calls itself with the same arguments
+            keeping.key = None
+            return
+        keeping.seat = seat
+        if not seat.is_called:
+            await self._wait(run, seat, flights, port)
+        if seat.result is not None and _hit(run, keeping, seat.result, is_new=True):
+            keeping.seat = None
+            return
+        if _hit(run, keeping, await _read(run, keeping, port)):
+            return
+        if isinstance(policy, CachePolicy) and policy.isolation_level is IsolationLevel.SERIALIZABLE:
+            await self._take_lock(run, keeping, port, policy.lock_manager)
+            _hit(run, keeping, await _read(run, keeping, port))
+
+    async def _wait(self, run: Run, seat: Seat, flights: Flights, port: Port) -> None:
+        run.blocker = f"run {seat.flight.leader.run.name}, which has the same cache key"
+        lent = port.services.limits.begin_wait(run)
+        try:
+            await port.until_called(run, seat)
+        except BaseException:
+            flights.leave(seat)
+            raise
+        finally:
+            port.services.limits.end_wait(lent)
+        run.blocker = None
+
+    async def _take_lock(self, run: Run, keeping: Keeping, port: Port, manager: Any) -> None:
+        key = keeping.key
+        assert key is not None
+        if manager is None:
+            await take_key(keeping.store, key, port)
+        else:
+            acquire = getattr(manager, "aacquire_lock", None) if port.is_async else None
+            if not await port.call_user(acquire or manager.acquire_lock, key, str(run.id)):
+                raise StoreError(f"the lock manager {shown(manager, 80)} did not give the lock of run {run.name!r}")
+        keeping.lock = manager
+        keeping.has_lock = True
+
+    def _join_transaction(self, run: Run, keeping: Keeping) -> None:
+        parent = transaction_here()
+        options = keeping.options
+        if parent is None and not options.on_commit and not options.on_rollback:
+            return
+        if parent is not None and parent.run is not None and parent.run.is_settled:
+            parent = None
+        own = Transaction(keeping.store, parent=parent, run=run)
+        own.activate()
+        keeping.transaction = own
+        keeping.is_joined = parent is not None
+        keeping.token = current_transaction.set(own)
+        if parent is not None:
+            parent.started(run)
+
+
+KEEPER = Keeper()
+
+
+def is_cached(options: Options) -> bool:
+    """Whether runs have a key under which others may find their result."""
+    return (
+        options.cache_policy is not None or options.cache_key_fn is not None or options.result_storage_key is not None
+    )
+
+
+def keeps_own(options: Options) -> bool:
+    """Whether a run without such a key keeps its result under its own."""
+    if options.persist_result is not None:
+        return options.persist_result
+    return options.result_storage is not None or options.result_serializer is not None
+
+
+def prepare(spec: TaskSpec) -> None:
+    """Check the options of a new task or flow, and put the keeper in the way of its runs.
+
+    Raises `OptionError`, naming it and the option.
+    """
+    options = spec.options
+    what = f"{spec.what} {spec.name!r}"
+    if is_cached(options) and spec.is_generator:
+        raise OptionError(f"{what}: a generator is never cached; return a list, or leave the option out")
+    try:
+        serializer = None if options.result_serializer is None else serializer_of(options.result_serializer)
+    except OptionError as error:
+        raise OptionError(f"{what}: option 'result_serializer': {error}") from error
+    spec.options = msgspec.structs.replace(options, result_serializer=serializer)
+    prepare_key(spec)
+    if is_cached(options) and options.persist_result is False:
+        logger.warning("%s: persist_result=False turns its caching off", what)
+    spec.keeper = KEEPER
+
+
+def made_result(run: Run, key: str, value: Any) -> StoredResult:
+    """The value of a run as it is kept. Raises `SerializationError`, naming the task."""
+    options = run.spec.options
+    serializer: Serializer | None = options.result_serializer
+    try:
+        name, payload = encode(value, serializer)
+    except SerializationError as error:
+        raise SerializationError(f"{run.spec.what} {run.spec.name!r}: its result cannot be kept: {error}") from error
+    now = run.journal.now()
+    expiration: timedelta | None = options.cache_expiration
+    expires = None if expiration is None else now + expiration.total_seconds()
+    return StoredResult(
+        key=key, payload=payload, serializer=name, task_name=run.spec.name, run_number=run.number, created=now,
+        expires=expires,
+    )  # fmt: skip
+
+
+def value_of(stored: StoredResult) -> Any:
+    """The value that is kept. Raises the exception that is, and `SerializationError`."""
+    if stored.serializer == ERROR:
+        raise decode_error(stored.serializer, stored.payload)
+    return decode(stored.serializer, stored.payload)
+
+
+def staged(key: str) -> StoredResult | None:
+    """What was staged under `key` in the transactions that this code is in."""
+    one = transaction_here()
+    while one is not None:
+        for each in one.all_results():
+            if each.key == key:
+                return each
+        one = one.parent
+    return None
+
+
+def _hit(run: Run, keeping: Keeping, stored: StoredResult | None, *, is_new: bool = False) -> bool:
+    """Complete the run with what is kept, if that is fresh and can be read."""
+    if stored is None or (not is_new and not stored.is_fresh(run.journal.now())):
+        return False
+    try:
+        value = decode(stored.serializer, stored.payload)
+    except AsyncTaskError as error:
+        logger.warning("Run %r is not taken from the cache, and runs: %s", run.name, error)
+        return False
+    run.value = value
+    run.result = stored.key
+    keeping.is_hit = True
+    keeping.stored = stored
+    run.enter(COMPLETED, "Cached")
+    return True
+
+
+async def _read(run: Run, keeping: Keeping, port: Port) -> StoredResult | None:
+    key = keeping.key
+    assert key is not None
+    try:
+        return await port.ask(keeping.store.read_result(key))
+    except (StoreError, MissingResult) as error:
+        logger.warning("Run %r is not taken from the cache, and runs: %s", run.name, error)
+        return None
+
+
+def _key_of(run: Run) -> str | None:
+    template = run.spec.options.result_storage_key
+    if template is not None:
+        context = CacheContext(run, run.parameters)
+        try:
+            return template.format(
+                parameters=context.parameters, task_run=context.task_run, flow_run=run.flow, **context.parameters
+            )
+        except Exception as error:
+            logger.warning("Run %r is not cached: its result_storage_key %r: %r", run.name, template, error)
+            return None
+    key, problem = compute_key(run)
+    if problem is not None:
+        logger.warning("Run %r is not cached: %s", run.name, problem)
+    return key
+
+
+def flights_of(store: Store) -> Flights:
+    return store.flights
