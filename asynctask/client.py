@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Coroutine, Iterable
 from datetime import datetime, timedelta
 from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack, overload
 from uuid import UUID
 
 from .blocking import drive
-from .errors import OptionError
+from .errors import MissingResult, OptionError
+from .late import late
 from .limits import ConcurrencyLimit
 from .loops import blocking
 from .records import LogEntry, TaskRun
@@ -16,6 +18,7 @@ from .redact import shown
 from .scopes import runtime_here
 from .states import State, StateType
 from .stores.base import CacheEntry, RunFilter, Store, StoreInfo
+from .stores.urls import store_at
 
 T = TypeVar("T")
 
@@ -126,6 +129,28 @@ class Client:
         """What a run logged and printed, in order. Raises `ObjectNotFound`."""
         return await self._store.read_logs(_uuid(run_id))
 
+    async def read_result(
+        self, task_run_id: UUID | str, *, result_storage: str | os.PathLike[str] | None = None
+    ) -> Any:
+        """The value of an ended run that kept it, made anew; raises the exception that it kept.
+
+        Of a cached run it is what its key has now. `result_storage`: the folder that its task named, if it did. Raises
+        `MissingResult` when nothing is kept, `DamagedResult` when that was altered, and `ObjectNotFound`.
+        """
+        run = await self._store.read_run(_uuid(task_run_id))
+        if run.result is None:
+            raise MissingResult(
+                f"run {run.name!r} ({run.state_name}) has kept no result; give {run.task_name!r} persist_result=True"
+            )
+        store = self._store if result_storage is None else store_at(result_storage)
+        stored = await store.read_result(run.result)
+        if stored is None:
+            raise MissingResult(
+                f"the result of run {run.name!r} is not in {store.url!r} (any more); if its task, or its cache policy, "
+                "names a folder for results, give it as result_storage="
+            )
+        return late("results").value_of(stored)
+
     async def delete_task_run(self, task_run_id: UUID | str) -> None:
         """Delete an ended run, its logs and its own result. Raises `ObjectNotFound`, and `StoreError` if it runs."""
         await self._store.delete_run(_uuid(task_run_id))
@@ -211,6 +236,9 @@ class SyncClient:
 
     def read_logs(self, run_id: UUID | str) -> list[LogEntry]:
         return self._run(self._client.read_logs(run_id))
+
+    def read_result(self, task_run_id: UUID | str, *, result_storage: str | os.PathLike[str] | None = None) -> Any:
+        return self._run(self._client.read_result(task_run_id, result_storage=result_storage))
 
     def delete_task_run(self, task_run_id: UUID | str) -> None:
         self._run(self._client.delete_task_run(task_run_id))

@@ -57,11 +57,14 @@ async def execute(run: Run, port: Port) -> Any:
             run.texts = run.shown_parameters()  # now: the body may change what it is given
         if options.run_name is not None:
             run.given_name = rendered_name(run)
-        keeper = spec.keeper or current_transaction.get()
+        keeper = spec.keeper
+        if keeper is None and (around := current_transaction.get()) is not None:
+            keeper = around.keeper
         if keeper is not None:
             keeping = await keeper.begin(run, port)
+        is_cached = keeper is not None and keeping is None
         attempt = 1
-        while keeping is None or not keeping.is_hit:
+        while not is_cached:
             slots = await slots_taken(run, port) if run.tags else None
             try:
                 if spec.is_async or not port.is_async or options.on_running:  # else `port.call` does, where it begins

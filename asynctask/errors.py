@@ -22,7 +22,7 @@
     │   ├── StoreBusy                           another process kept it locked for too long
     │   ├── StoreDamaged                        the database is damaged; it was not touched
     │   └── DamagedResult                       a stored result is not what this store wrote
-    ├── MissingResult (LookupError)             the file of a stored result is gone
+    ├── MissingResult (LookupError)             a result was not kept, or its file is gone
     ├── SerializationError (TypeError)          a result cannot become bytes, or bytes a result
     └── RunError                                a run did not give a value
         ├── UnfinishedRun                       its result was asked for too early
@@ -128,7 +128,7 @@ class DamagedResult(StoreError):
 
 
 class MissingResult(AsyncTaskError, LookupError):
-    """A stored result was kept in a file that is no longer there."""
+    """A run has kept no result, or it is gone: deleted, or its file is no longer there."""
 
 
 class SerializationError(AsyncTaskError, TypeError):

@@ -251,7 +251,8 @@ class _Check:
         value = self.given.get(option)
         if value is None:
             return None
-        path = os.fspath(cast("str", value)) if isinstance(value, (str, os.PathLike)) else ""
+        is_path = isinstance(value, (str, os.PathLike))
+        path = os.fspath(cast("str", value)) if is_path else ""
         if not path:
             raise self.wrong(option, "the path of a folder", value)
         return path

@@ -62,6 +62,7 @@ class Transaction:
     def __init__(
         self,
         store: Store,
+        keeper: Any,
         *,
         key: str | None = None,
         commit_mode: CommitMode | None = None,
@@ -71,6 +72,8 @@ class Transaction:
         run: Run | None = None,
     ) -> None:
         self.store = store
+        #: What runs in it begin with; see `results`.
+        self.keeper = keeper
         self.key = key
         self.parent = parent
         inherited = CommitMode.LAZY if parent is None else parent.commit_mode

@@ -11,6 +11,7 @@ from .cache_policies import IsolationLevel as IsolationLevel
 from .cache_policies import checked_isolation_level
 from .errors import OptionError
 from .redact import shown
+from .results import KEEPER
 from .runs import current_run, current_transaction
 from .scopes import Runtime, runtime_here
 from .serializers import encode
@@ -64,6 +65,7 @@ class transaction:  # in lower case, as it is read: `with transaction() as txn`
         port: Port = runtime.loop_port if is_async else runtime.blocking_port
         made = Transaction(
             runtime.store,
+            KEEPER,
             key=self._key,
             commit_mode=self._commit_mode,
             isolation_level=self._isolation_level,

@@ -27,6 +27,8 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
+os.environ["ASYNCTASK_STORE_URL"] = "memory://"  # what a store costs is measured by store.py
+
 import asynctask
 from asynctask import get_client, settings, task
 

@@ -54,6 +54,11 @@ def missing_file(store: str | None) -> str | None:
     return None if os.path.exists(path) else path
 
 
+def store_at(folder: str | os.PathLike[str]) -> Store:
+    """The store of results in a folder of its own."""
+    return open_store(f"sqlite:///{os.path.join(os.fspath(folder), 'results.db')}")
+
+
 class StoresAt:
     """The stores of results in folders of their own, kept open for one runtime."""
 
@@ -61,10 +66,10 @@ class StoresAt:
         self._stores: dict[str, Store] = {}
 
     def find(self, folder: str | os.PathLike[str]) -> Store:
-        url = f"sqlite:///{os.path.join(os.fspath(folder), 'results.db')}"
-        store = self._stores.get(url)
+        name = os.fspath(folder)
+        store = self._stores.get(name)
         if store is None:
-            store = self._stores[url] = open_store(url)
+            store = self._stores[name] = store_at(name)
             store.hold()
         return store
 
