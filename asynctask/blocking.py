@@ -55,6 +55,9 @@ class Blocking:
         with loops.blocking():
             return await question
 
+    async def carry_out(self, work: Coroutine[Any, Any, None]) -> None:
+        _in_thread(lambda: drive(work), "asynctask-write")
+
     async def sleep(self, run: Run, seconds: float) -> None:
         clock = run.journal.clock
         if clock.is_virtual:
@@ -64,6 +67,11 @@ class Blocking:
         _warn_of_blocking(run, seconds)
 
     async def pause(self, seconds: float) -> None:
+        if loops.current_loop() is not None:
+            raise BlockingWaitError(
+                "this would block the event loop to wait for a lock that somebody else holds; "
+                "write `await task.submit(...)` or `async with transaction(...)` instead"
+            )
         block_on(threading.Event(), seconds)
 
     async def until_called(self, run: Run, seat: Group) -> None:
@@ -176,22 +184,32 @@ def _run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
     if loop is None:
         with uninterrupted():  # half a loop would leave its sockets open
             return anyio.run(_as_coroutine, coroutine)
+    return _in_thread(lambda: anyio.run(_as_coroutine, coroutine, backend=loop.backend), "asynctask-hook")
+
+
+def _in_thread(call: Callable[[], Any], name: str) -> Any:
+    """What `call` gives in a thread of its own, to its end: an interrupt meanwhile is raised afterwards."""
     box: list[Any] = []
     context = loops.context_for_thread()
 
     def work() -> None:
         try:
-            box.append((anyio.run(_as_coroutine, coroutine, backend=loop.backend), None))
+            box.append((call(), None))
         except BaseException as error:  # deliberate: handed to the thread that waits below
             box.append((None, error))
 
-    thread = threading.Thread(target=context.run, args=(work,), name="asynctask-hook")
+    thread = threading.Thread(target=context.run, args=(work,), name=name)
+    later: BaseException | None = None
     with uninterrupted():
         thread.start()
-        thread.join()
+        while thread.is_alive():
+            try:
+                thread.join()
+            except BaseException as interrupt:  # deliberate: one from the keyboard, raised below
+                later = interrupt
     value, error = box[0]
-    if error is not None:
-        raise error
+    if later is not None or error is not None:
+        raise later or error
     return value
 
 

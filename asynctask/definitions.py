@@ -67,7 +67,7 @@ class Definition(Generic[P]):
         spec = make_spec(self.what, plain, options)
         spec.task = self
         spec.body = around_body(spec, options.around)
-        if any(given.get(option) for option in KEEPING):
+        if given.get("result_serializer") is not None or any(given.get(option) for option in KEEPING):
             keep_results(spec)
         self.spec: TaskSpec = spec
         functools.update_wrapper(cast("Any", self), plain, updated=())
@@ -128,7 +128,7 @@ class Definition(Generic[P]):
             states = (State(PENDING, "Pending", now),)
             return Run(
                 spec, number, states, tags, None, None, None, None, args, kwargs or NO_KWARGS,
-                None, None, None, journal,
+                None, journal,
                 # One that is over may have a body on its way out, whose slots may be lent.
                 parent if parent is not None and parent.slots is not None else None, None, root,
             )  # fmt: skip
@@ -137,7 +137,7 @@ class Definition(Generic[P]):
         flow = parent if parent.spec.is_flow else parent.flow
         return Run(
             spec, journal.new_id(now), (State(PENDING, "Pending", now),), tags, parent.number,
-            None if flow is None else flow.number, None, None, args, kwargs or NO_KWARGS, None, None, None,
+            None if flow is None else flow.number, None, None, args, kwargs or NO_KWARGS, None,
             journal, parent, flow, scope,
         )  # fmt: skip
 

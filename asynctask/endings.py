@@ -196,3 +196,27 @@ def keep_error(run: Run, error: BaseException) -> None:
         trace = trace.tb_next
     run.error = error.with_traceback(trace)
     run.trace = trace
+
+
+def stop(run: Run, reason: str) -> bool:
+    """Ask a submitted run, and the runs submitted inside it, to stop. False if it is over."""
+    if run.is_settled:
+        return False
+    siblings: dict[int, Run] = {} if run.inside is None else run.inside.children
+    ask_to_stop(run, reason)
+    for other in list(siblings.values()):
+        ancestor = other.parent
+        while ancestor is not None and ancestor is not run:
+            ancestor = ancestor.parent
+        if ancestor is run:
+            ask_to_stop(other, reason)
+    return True
+
+
+def ask_to_stop(run: Run, reason: str) -> None:
+    """Cancel one submitted run, where it runs."""
+    if run.cancel_reason is None:
+        run.cancel_reason = reason
+    child, home = run.child, run.home
+    if child is not None and home is not None:
+        home.cancel(child)

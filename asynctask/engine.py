@@ -43,26 +43,25 @@ async def execute(run: Run, port: Port) -> Any:
     options = spec.options
     token = keeping = None
     try:
-        if run.journal.is_crowded:
-            await port.until_room()
+        journal = run.journal
         if not run.is_submitted:
-            run.journal.live[run.number] = run
+            journal.live[run.number] = run
         elif run.home.begins_early:
             await begun()
         token = current_run.set(run)
         if run.cancel_reason is not None:
             raise Interrupted
+        if journal.is_crowded:
+            await port.until_room()
         if run.wait_for or ((run.args or run.kwargs) and not is_plain(run.args, run.kwargs)):
             await inputs_ready(run, port)
-            run.texts = run.shown_parameters()  # now: the body may change what it is given
+            run.note(texts=run.shown_parameters())  # now: the body may change what it is given
         if options.run_name is not None:
             run.given_name = rendered_name(run)
-        keeper = spec.keeper
-        if keeper is None and (around := current_transaction.get()) is not None:
-            keeper = around.keeper
-        if keeper is not None:
-            keeping = await keeper.begin(run, port)
-        is_cached = keeper is not None and keeping is None
+        is_cached = False
+        if spec.keeper is not None or current_transaction.get() is not None:
+            keeping = await (spec.keeper or current_transaction.get().keeper).begin(run, port)
+            is_cached = keeping is None
         attempt = 1
         while not is_cached:
             slots = await slots_taken(run, port) if run.tags else None
@@ -89,11 +88,12 @@ async def execute(run: Run, port: Port) -> Any:
             if delay is None:
                 break
             attempt += 1
+            if keeping is not None:
+                await keeping.again(port)
             await port.sleep(run, delay)
         if keeping is not None:
             await keeping.finish(run, port)
-        last = run.states[-1].type
-        if last is COMPLETED:
+        if run.states[-1].type is COMPLETED:
             if options.on_completion:
                 await port.call_hooks(options.on_completion, run, run.state)
             if run.value.__class__ not in ATOMS:

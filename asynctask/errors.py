@@ -16,7 +16,7 @@
     ├── RuntimeClosedError (RuntimeError)       work given to a Runtime that is closed
     ├── RuntimeInUseError (RuntimeError)        a Runtime entered twice
     ├── TransitionError (RuntimeError)          a move that `states.MOVES` does not allow
-    ├── TransactionError (RuntimeError)         a transaction was used after its end
+    ├── TransactionError (RuntimeError)         a transaction was used after its end, or would wait for itself
     ├── ObjectNotFound (LookupError)            no such run or limit in the store
     ├── StoreError (RuntimeError)               the store cannot be opened, read or written
     │   ├── StoreBusy                           another process kept it locked for too long
@@ -104,7 +104,7 @@ class TransitionError(AsyncTaskError, RuntimeError):
 
 
 class TransactionError(AsyncTaskError, RuntimeError):
-    """Something was to join a transaction that is committed or rolled back already."""
+    """Something was staged in a transaction that has ended, or it would have had to wait for itself."""
 
 
 class ObjectNotFound(AsyncTaskError, LookupError):

@@ -63,6 +63,7 @@ class Flights:
             if flight is None:
                 flight = self._flights[key] = _Flight(key)
                 flight.leader = Seat(run, flight, leads=True)
+                run.followers = flight.waiting  # whose slots it may borrow; see `limits`
                 return flight.leader
             if self._waits_for(flight.leader.run, set(map(_number, _with_ancestors(run)))):
                 return None
@@ -77,9 +78,11 @@ class Flights:
             flight = seat.flight
             if flight.leader is not seat or self._flights.get(flight.key) is not flight:
                 return
+            seat.run.followers = None
             if result is None and flight.waiting:
                 flight.leader = flight.waiting.popleft()
                 flight.leader.leads = True
+                flight.leader.run.followers = flight.waiting
                 called = [flight.leader]
             else:
                 del self._flights[flight.key]

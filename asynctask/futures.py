@@ -14,9 +14,10 @@ import anyio
 from . import loops
 from .blocking import block_until_settled, refuse_to_hang
 from .bodies import block_on
+from .endings import stop
 from .limits import Limits
 from .redact import shown
-from .runs import Handle, Run, Yielded, current_run, stop
+from .runs import Handle, Run, Yielded, current_run
 from .states import COMPLETED, State
 from .waiting import logger
 

@@ -8,6 +8,7 @@
 4. A limit of 0 refuses. A changed or deleted limit takes effect for those waiting at once.
 5. Borrowing: while a holder waits for its own descendants, its slot may be lent to one of them at a time, so that
    nested runs cannot block each other, and siblings still respect the limit. Who called a waiting run waits as well.
+   A run whose result others wait for, having its cache key, counts as a descendant of what is above those as well.
 6. Nothing here waits or calls user code: `take` says yes or gives a place in line, and `when_granted` calls back.
    One lock guards it all, for every thread and loop.
 """
@@ -185,6 +186,22 @@ class Limits:
             _wake(granted)
         return waiting
 
+    def begin_following(self, run: Run) -> list[Run]:
+        """The same where `run` waits for the result of a stranger, to whom those above it may lend from here on."""
+        waiting = self.begin_wait(run)
+        above: list[Slots] = []
+        one: Run | None = run.parent
+        while one is not None:
+            slots: Slots | None = one.slots  # read once: it may be giving them back
+            if slots is not None:
+                above.append(slots)
+            one = one.parent
+        if above:
+            with self._lock:
+                granted = self._grant_waiting((line for slots in above for line in slots.lines), with_loans=True)
+            _wake(granted)
+        return waiting
+
     def end_wait(self, waiting: list[Run]) -> None:
         """Their bodies go on."""
         if waiting:
@@ -284,14 +301,29 @@ def _waits_for(holder: Run, below: Run) -> bool:
 
 
 def _lender(slots: Slots, line: _Line) -> Slots | None:
-    """The nearest ancestor that uses a slot of this line, if it may lend it: it waits, and has lent it to nobody."""
-    below, ancestor = slots.run, slots.run.parent
-    while ancestor is not None:
-        held: Slots | None = ancestor.slots
-        if held is not None and held.granted and line in held.lines:
-            return held if line not in held.lent_to and _waits_for(ancestor, below) else None
-        # A settled run has let go of those above it; the flow that owns the run below it is among them, and waits.
-        below, ancestor = ancestor, below.flow if ancestor.is_settled else ancestor.parent
+    """The nearest ancestor that uses a slot of this line, if it may lend it: it waits, and has lent it to nobody.
+
+    Those who wait for the result of a run, having the same cache key, and their ancestors count as its own.
+    """
+    asked: set[int] = set()
+    to_ask = [slots.run]
+    while to_ask:
+        below = to_ask.pop()
+        ancestor = below.parent
+        while True:
+            if below.followers:
+                followers = [seat.run for seat in tuple(below.followers)]
+                to_ask += [one for one in followers if one.number not in asked]
+                asked.update(one.number for one in followers)
+            if ancestor is None:
+                break
+            held: Slots | None = ancestor.slots
+            if held is not None and held.granted and line in held.lines:
+                if line not in held.lent_to and _waits_for(ancestor, below):
+                    return held
+                break
+            # A settled run has let go of those above it; the flow that owns the run below it is among them, and waits.
+            below, ancestor = ancestor, below.flow if ancestor.is_settled else ancestor.parent
     return None
 
 

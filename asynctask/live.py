@@ -173,7 +173,7 @@ class LiveView:
             return self._summaries(self._under_way())
 
     def _told(self, run: Run, state: State) -> None:
-        if state.type is not PENDING or state.name == "NotReady":
+        if state.name != "RolledBack" and (state.type is not PENDING or state.name == "NotReady"):  # counted once
             self._ended.append(run)
 
     def _count(self) -> None:

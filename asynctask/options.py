@@ -253,7 +253,7 @@ class _Check:
             return None
         is_path = isinstance(value, (str, os.PathLike))
         path = os.fspath(cast("str", value)) if is_path else ""
-        if not path:
+        if not path or "://" in path:
             raise self.wrong(option, "the path of a folder", value)
         return path
 

@@ -19,16 +19,17 @@ import msgspec
 from .cache_keys import compute_key
 from .cache_keys import prepare as prepare_key
 from .cache_policies import CacheContext, CachePolicy, Inputs, IsolationLevel
+from .commits import Transaction, take_key, transaction_here
 from .errors import AsyncTaskError, MissingResult, OptionError, SerializationError, StoreError
 from .flights import Flights, Seat
+from .lock_managers import acquire_lock
 from .options import Options
 from .records import own_key
-from .redact import shown
 from .runs import Run, are_small, current_transaction
 from .serializers import ERROR, Serializer, decode, decode_error, encode, encode_error, serializer_of
 from .settings import settings
 from .specs import TaskSpec
-from .staging import Transaction, take_key, transaction_here
+from .staging import Staged
 from .states import COMPLETED, State
 from .stores.base import Store, StoredResult
 from .waiting import Port
@@ -47,7 +48,6 @@ class Keeping:
 
     __slots__ = (
         "has_lock",
-        "is_joined",
         "key",
         "lock",
         "options",
@@ -69,7 +69,6 @@ class Keeping:
         self.lock: Any = None
         self.stored: StoredResult | None = None
         self.token: Any = None
-        self.is_joined = False
 
     async def keep(self, run: Run, value: Any, port: Port) -> Any:
         """Keep what the body returned, if it completes the run, and give it back. Raises `SerializationError`."""
@@ -90,16 +89,17 @@ class Keeping:
                 return
             key = own_key(run.number)
         stored = self.stored = made_result(run, key, value)
-        if self.is_joined and self.transaction is not None:
-            self.transaction.results.append(stored)
-            run.result = key
+        own = self.transaction
+        if own is not None and not own.is_committed():
+            own.results[self.store, key] = Staged(self.store, stored, options.cache_result_in_memory)
+            run.note(result=key)
             return
         try:
             await port.ask(self.store.write_results([stored], at_hand=options.cache_result_in_memory))
         except StoreError as error:
             logger.error("The result of run %r is not kept: %s", run.name, error)
         else:
-            run.result = key
+            run.note(result=key)
 
     async def finish(self, run: Run, port: Port) -> None:
         """The run has its final state: commit or roll back what is its own, keep its exception."""
@@ -116,17 +116,15 @@ class Keeping:
             except StoreError as error:
                 logger.error("The exception of run %r is not kept: %s", run.name, error)
             else:
-                run.result = key
-        own = self.transaction
-        if own is None:
-            return
-        parent = own.parent
-        if parent is not None:
-            parent.ended(own)
-        if not completed or (parent is not None and parent.is_rolled_back()):
-            await own.roll_back(port)
-        elif parent is None:
-            await own.commit(port)
+                run.note(result=key)
+        if self.transaction is not None:
+            await self.transaction.end_with_run(port, completed)
+
+    async def again(self, port: Port) -> None:
+        """There will be another attempt."""
+        if self.transaction is not None:
+            self.transaction = await self.transaction.next_attempt(port)
+            current_transaction.set(self.transaction)
 
     def end(self, run: Run, port: Port) -> None:
         """The run is over, whichever way: whoever waits for its key goes on."""
@@ -135,20 +133,16 @@ class Keeping:
                 current_transaction.reset(self.token)
             except ValueError:  # closed by the garbage collector, from wherever it ran: nothing to undo here
                 pass
-        own = self.transaction
-        if own is not None and own.is_active() and run.states[-1].type is not COMPLETED:
-            # Cancelled or crashed, where nothing may be awaited: the block it is in rolls back, or there is none.
-            if own.parent is not None:
-                own.parent.ended(own)
-            else:
-                port.call_hooks_now([own.as_hook(one) for one in reversed(own.on_rollback_hooks)], run, run.state)
+        if self.transaction is not None:
+            self.transaction.end_now(port)
         if self.has_lock and self.key is not None:
             if self.lock is None:
                 self.store.give_key(self.key)
             else:
                 port.call_hooks_now([self._release], run, run.state)
         if self.seat is not None:
-            done = run.states[-1].type is COMPLETED and not self.is_joined
+            own = self.transaction  # what is only staged, nobody outside may have
+            done = run.states[-1].type is COMPLETED and (own is None or own.is_committed())
             flights_of(self.store).land(self.seat, self.stored if done else None)
 
     def _release(self, task: object, run: Run, state: State) -> Any:
@@ -160,14 +154,23 @@ class Keeper:
 
     __slots__ = ("_folder", "_is_caching", "_is_plain", "_known", "_refresh")
 
-    def __init__(self, options: Options | None = None) -> None:
-        """What is decided once for a task, by its options; without them, for runs that are only in a transaction."""
+    def __init__(self, spec: TaskSpec | None = None) -> None:
+        """What is decided once for a task, by its options; without one, for runs that are only in a transaction."""
+        options = None if spec is None else spec.options
         policy = None if options is None else options.cache_policy
         self._is_caching = options is not None and is_cached(options)
         self._refresh = None if options is None else options.refresh_cache
         #: The keys of plain arguments seen before, by their types and values, where the key is made of nothing else.
         self._known: dict[Any, str] = {}
-        self._is_plain = options is not None and options.cache_key_fn is None and type(policy) is Inputs
+        self._is_plain = (
+            spec is not None
+            and spec.options.cache_key_fn is None
+            and spec.options.result_storage_key is None
+            and type(policy) is Inputs
+            and all(  # a default may be an object that changes
+                one.default is one.empty or type(one.default) in _PLAIN for one in spec.signature.parameters.values()
+            )
+        )
         #: Where results are kept, if not in the runtime's store.
         self._folder = policy.key_storage if isinstance(policy, CachePolicy) else None
         if self._folder is None and options is not None:
@@ -193,7 +196,7 @@ class Keeper:
                 if run.states[-1].type is COMPLETED:
                     keeping.end(run, port)
                     return None
-            self._join_transaction(run, keeping)
+            self._join_transaction(run, keeping, port)
         except BaseException:
             keeping.end(run, port)
             raise
@@ -228,6 +231,8 @@ class Keeper:
             await self._wait(run, seat, flights, port)
         if seat.result is not None and _hit(run, seat.result, is_new=True):
             return
+        if current_transaction.get() is not None and _hit(run, staged(key, keeping.store)):
+            return
         keeping.stored = await _read(run, keeping, port)
         if _hit(run, keeping.stored):
             return
@@ -239,7 +244,7 @@ class Keeper:
 
     async def _wait(self, run: Run, seat: Seat, flights: Flights, port: Port) -> None:
         run.blocker = f"run {seat.flight.leader.run.name}, which has the same cache key"
-        lent = port.services.limits.begin_wait(run)
+        lent = port.services.limits.begin_following(run)
         try:
             await port.until_called(run, seat)
         except BaseException:
@@ -252,26 +257,22 @@ class Keeper:
     async def _take_lock(self, run: Run, keeping: Keeping, port: Port, manager: Any) -> None:
         key = keeping.key
         assert key is not None
+        run.blocker = "the lock of its cache key, which another process has"
         if manager is None:
             await take_key(keeping.store, key, port)
         else:
-            acquire = getattr(manager, "aacquire_lock", None) if port.is_async else None
-            if not await port.call_user(acquire or manager.acquire_lock, key, str(run.id)):
-                raise StoreError(f"the lock manager {shown(manager, 80)} did not give the lock of run {run.name!r}")
+            await acquire_lock(manager, key, run, port)
+        run.blocker = None
         keeping.lock = manager
         keeping.has_lock = True
 
-    def _join_transaction(self, run: Run, keeping: Keeping) -> None:
-        parent = transaction_here()
+    def _join_transaction(self, run: Run, keeping: Keeping, port: Port) -> None:
+        here = transaction_here()
+        parent = None if here is None else here.joinable()
         options = keeping.options
         if parent is None and not options.on_commit and not options.on_rollback:
             return
-        if parent is not None and parent.run is not None and parent.run.is_settled:
-            parent = None
-        own = Transaction(keeping.store, self, parent=parent, run=run)
-        own.activate()
-        keeping.transaction = own
-        keeping.is_joined = parent is not None
+        own = keeping.transaction = Transaction(port.services, KEEPER, now=run.journal.now, parent=parent, run=run)
         keeping.token = current_transaction.set(own)
         if parent is not None:
             parent.started(run)
@@ -311,7 +312,7 @@ def prepare(spec: TaskSpec) -> None:
     prepare_key(spec)
     if options.persist_result is False and is_cached(msgspec.structs.replace(options, persist_result=None)):
         logger.warning("%s: persist_result=False turns its caching off", what)
-    spec.keeper = Keeper(spec.options)
+    spec.keeper = Keeper(spec)
 
 
 def made_result(run: Run, key: str, value: Any) -> StoredResult:
@@ -342,9 +343,9 @@ def staged(key: str, store: Store) -> StoredResult | None:
     """What was staged under `key` in the transactions that this code is in, or else what is at hand."""
     one: Transaction | None = current_transaction.get()
     while one is not None:
-        for each in one.all_results():
-            if each.key == key:
-                return each
+        found = one.results.get((store, key))
+        if found is not None:
+            return found.result
         one = one.parent
     return store.result_at_hand(key)
 
@@ -359,7 +360,7 @@ def _hit(run: Run, stored: StoredResult | None, *, is_new: bool = False) -> bool
         logger.warning("Run %r is not taken from the cache, and runs: %s", run.name, error)
         return False
     run.value = value
-    run.result = stored.key
+    run.note(result=stored.key)
     run.enter(COMPLETED, "Cached")
     return True
 

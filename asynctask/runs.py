@@ -29,6 +29,19 @@ from .states import COMPLETED, Outcome, State, StateType
 Observer = Callable[["Run", State], None]
 
 
+class Extras(msgspec.Struct, gc=False):
+    """What few runs have to remember; apart, so that it costs the others nothing."""
+
+    #: Texts for the arguments, by name, once they were made.
+    texts: dict[str, str] | None = None
+    #: The key under which the result is kept.
+    result: str | None = None
+    #: Of the trace of a failed run, for stores that keep it: the exception, and its traceback from the body on.
+    failure: tuple[BaseException, Any] | None = None
+    #: Of the trace of a run under way: why its body is not running.
+    waiting: str | None = None
+
+
 class Trace(msgspec.Struct, eq=False, gc=False):
     """What is worth keeping of a run. Nothing in it can be part of a reference cycle with it: no value, and of the
     arguments only small atoms, or short texts for them."""
@@ -44,12 +57,8 @@ class Trace(msgspec.Struct, eq=False, gc=False):
     upstream: list[int] | None = None
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
-    #: Texts for the arguments, by name, once they were made.
-    texts: dict[str, str] | None = None
-    #: The exception it failed with and its traceback from the body on, for stores that keep them.
-    failure: tuple[BaseException, Any] | None = None
-    #: The key under which its result is kept.
-    result: str | None = None
+    #: What few runs have.
+    extras: Extras | None = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} {self.states[-1].name}>"
@@ -125,11 +134,19 @@ class Trace(msgspec.Struct, eq=False, gc=False):
 
     def shown_parameters(self) -> dict[str, str]:
         """The arguments by name, as short texts that are safe to show."""
-        return self.texts if self.texts is not None else shown_parameters(self.parameters)
+        extras = self.extras
+        if extras is not None and extras.texts is not None:
+            return extras.texts
+        return shown_parameters(self.parameters)
+
+    @property
+    def result(self) -> str | None:
+        """The key under which its result is kept."""
+        return None if self.extras is None else self.extras.result
 
     @property
     def waiting_on(self) -> str | None:
-        return None
+        return None if self.extras is None else self.extras.waiting
 
     def record(self) -> TaskRun:
         """This run as plain data, with arguments shown as short text."""
@@ -235,6 +252,8 @@ class Run(Trace, eq=False, gc=True, weakref=True):
     #: Slots held under limits, and how many waits for other runs this run's body is in.
     slots: Any = None
     waits: int = 0
+    #: While its result is what others wait for: their seats; see `flights`.
+    followers: Any = None
     #: What this run waits for before its body can start, for `waiting_on`.
     blocker: Any = None
     #: What a submitted generator has given so far.
@@ -300,21 +319,29 @@ class Run(Trace, eq=False, gc=True, weakref=True):
         if instead is not None:
             instead()
 
-    def note(self) -> None:
-        """Keep the trace of this run as it is now."""
+    def note(self, **extras: Any) -> None:
+        """Remember something of `Extras`."""
+        if self.extras is None:
+            self.extras = Extras(**extras)
+            return
+        for name, value in extras.items():
+            setattr(self.extras, name, value)
+
+    def traced(self, waiting: str | None = None) -> Trace:
+        """A trace of this run as it is now."""
         args, kwargs = self.args, self.kwargs
-        if args or kwargs:
-            if self.texts is None and not (are_small(args) and (not kwargs or are_small(kwargs.values()))):
-                self.texts = shown_parameters(self.parameters)
-            if self.texts is not None:
-                args, kwargs = (), NO_KWARGS
-        journal = self.journal
-        journal.keep(
-            Trace(
-                self.spec, self.number, self.states, self.tags, self.parent_number, self.flow_number,
-                self.given_name, self.upstream, args, kwargs, self.texts,
-                (self.error, self.trace) if self.error is not None and journal.keeps_errors else None, self.result,
-            )
+        extras = self.extras
+        texts = None if extras is None else extras.texts
+        if texts is None and not (are_small(args) and (not kwargs or are_small(kwargs.values()))):
+            texts = shown_parameters(self.parameters)
+        if texts is not None:
+            args, kwargs = (), NO_KWARGS
+        failure = (self.error, self.trace) if self.error is not None and self.journal.keeps_errors else None
+        if texts or failure or waiting or extras is not None:
+            extras = Extras(texts, None if extras is None else extras.result, failure, waiting)
+        return Trace(
+            self.spec, self.number, self.states, self.tags, self.parent_number, self.flow_number,
+            self.given_name, self.upstream, args, kwargs, extras,
         )  # fmt: skip
 
     def settle(self, again: bool = False) -> None:
@@ -323,7 +350,16 @@ class Run(Trace, eq=False, gc=True, weakref=True):
             return
         self.is_settled = True
         journal = self.journal
-        self.note()  # before it leaves `live`, so that who looks meanwhile finds it in one of the two
+        # Before it leaves `live`, so that who looks meanwhile finds it in one of the two.
+        if self.args or self.kwargs or self.extras is not None or self.error is not None:
+            journal.keep(self.traced())
+        else:  # the same, in half the time
+            journal.keep(
+                Trace(
+                    self.spec, self.number, self.states, self.tags, self.parent_number, self.flow_number,
+                    self.given_name, self.upstream, (), NO_KWARGS, None,
+                )
+            )  # fmt: skip
         journal.live.pop(self.number, None)
         if self.is_submitted:
             self.inside.forget(self)
@@ -396,27 +432,3 @@ current_run: ContextVar[Run | None] = ContextVar("asynctask_current_run", defaul
 current_transaction: ContextVar[Any] = ContextVar("asynctask_current_transaction", default=None)
 #: Tags of the enclosing `with tags(...)` blocks.
 current_tags: ContextVar[frozenset[str] | None] = ContextVar("asynctask_current_tags", default=None)
-
-
-def stop(run: Run, reason: str) -> bool:
-    """Ask a submitted run, and the runs submitted inside it, to stop. False if it is over."""
-    if run.is_settled:
-        return False
-    siblings: dict[int, Run] = {} if run.inside is None else run.inside.children
-    ask_to_stop(run, reason)
-    for other in list(siblings.values()):
-        ancestor = other.parent
-        while ancestor is not None and ancestor is not run:
-            ancestor = ancestor.parent
-        if ancestor is run:
-            ask_to_stop(other, reason)
-    return True
-
-
-def ask_to_stop(run: Run, reason: str) -> None:
-    """Cancel one submitted run, where it runs."""
-    if run.cancel_reason is None:
-        run.cancel_reason = reason
-    child, home = run.child, run.home
-    if child is not None and home is not None:
-        home.cancel(child)

@@ -15,6 +15,7 @@ import atexit
 import contextvars
 import inspect
 import os
+import sys
 import threading
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
@@ -29,7 +30,7 @@ import anyio
 from .blocking import Blocking, drive, refuse_to_hang
 from .bodies import is_uninterrupted, uninterrupted
 from .clocks import Clock, Ids
-from .endings import ending_hooks
+from .endings import ask_to_stop, ending_hooks
 from .engine import execute
 from .errors import RuntimeClosedError, RuntimeInUseError
 from .futures import TaskFuture
@@ -40,7 +41,7 @@ from .observers import bits_to_log, log_transition
 from .options import TaskRunner, check_runtime
 from .records import TaskRun
 from .runners import ThreadPoolTaskRunner
-from .runs import Journal, Run, Yielded, ask_to_stop, current_run, current_transaction, wake_all
+from .runs import Journal, Run, Yielded, current_run, current_transaction, wake_all
 from .settings import settings
 from .states import CANCELLED, CRASHED
 from .stores.base import Store
@@ -223,7 +224,8 @@ class Runtime:
         self.is_closing = False
         self.is_closed = False
         self.root = Scope(self)
-        self._home: EventLoop | None = None
+        #: The event loop in which it was entered.
+        self.home: EventLoop | None = None
         self.loop_threads = LoopThreads(name)
         #: Those of tasks and flows that were used here.
         self._runners: list[TaskRunner] = []
@@ -251,7 +253,7 @@ class Runtime:
         self.is_entered = True
         self.is_closing = self.is_closed = False
         self.root = Scope(self)
-        self._home = current_loop()
+        self.home = current_loop()
         # Inside a run, what is called in this block belongs to this runtime, and not to that run's scope.
         self._tokens = (current_runtime.set(self), current_run.set(None))
         _entered.append(self)
@@ -298,7 +300,8 @@ class Runtime:
         self.is_closing = True
         timeout = settings.values.shutdown_timeout if self.shutdown_timeout is None else self.shutdown_timeout
         try:
-            self._give_up_the_dead()
+            dead = [run for run in list(self.root.children.values()) if run.home.is_closed()]
+            self._give_up(dead, "its loop is closed")  # which did not end them
             if cancel is None and not await port.until_empty(self.root, timeout):
                 cancel = f"its runtime closed and it did not end within {timeout:g} s"
         except BaseException:
@@ -330,12 +333,8 @@ class Runtime:
             for runner in (self.task_runner, *self._runners):
                 runner.close()
             self.loop_threads.stop(LAST_SECONDS)
-            self._home = None
+            self.home = None
             self._runners = []
-
-    def _give_up_the_dead(self) -> None:
-        """End runs whose loop was closed without ending them."""
-        self._give_up([run for run in list(self.root.children.values()) if run.home.is_closed()], "its loop is closed")
 
     def _give_up(self, runs: list[Run], why: str) -> None:
         for run in runs:
@@ -366,10 +365,9 @@ class Runtime:
 
     def own_loop(self, blocked: EventLoop | None = None) -> EventLoop:
         """The loop for runs submitted where none runs, or `blocked` does: that of this runtime, or one in a thread."""
-        home = self._home
-        if home is not None and home != blocked:
-            return home
-        here = home or blocked
+        if self.home is not None and self.home != blocked:
+            return self.home
+        here = self.home or blocked
         return self.loop_threads.own("asyncio" if here is None else here.backend)
 
     def _executor(self, run: Run) -> Executor:
@@ -399,6 +397,8 @@ def runtime_here() -> Runtime:
     """The current runtime (rule 5). Raises `RuntimeClosedError` if it was entered in this context and is closed."""
     runtime = current_runtime.get()
     if runtime is None:
+        while _entered and (home := _entered[-1].home) is not None and home.is_closed():
+            _entered.pop()  # its loop ended without leaving it
         return _entered[-1] if _entered else _default or _open_default()
     if runtime.is_closed:
         raise RuntimeClosedError(f"runtime {runtime.name!r} is closed; call tasks inside `async with Runtime()`")
@@ -411,14 +411,20 @@ def _open_default() -> Runtime:
         if _default is None:
             _default = Runtime(name="asynctask-default")
             _default.open()
+            _close_with_process()
         return _default
 
 
-def close_default(timeout: float | None = None) -> None:
-    """Close the default runtime: wait for its runs (`timeout` seconds, if given), then end its threads.
+def _close_with_process() -> None:
+    """Children of multiprocessing end by `os._exit`, so nothing of `atexit` is called in them."""
+    process = sys.modules.get("multiprocessing.process")
+    if process is not None and process.parent_process() is not None:
+        sys.modules["multiprocessing.util"].Finalize(None, close_default, exitpriority=0)
 
-    The next use opens another.
-    """
+
+def close_default(timeout: float | None = None) -> None:
+    """Close the default runtime: wait for its runs (`timeout` seconds, if given), end its threads. The next use opens
+    another."""
     global _default
     with _default_lock:
         runtime, _default = _default, None

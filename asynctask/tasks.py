@@ -26,6 +26,7 @@ from .definitions import Definition, TaskDefinition, driven, final_state
 from .endings import NEED_CARE
 from .engine import execute, stream
 from .errors import OptionError
+from .late import late
 from .options import TaskOptions
 from .retries import exponential_backoff as exponential_backoff
 from .runs import Run, current_tags
@@ -251,6 +252,15 @@ def make_task(fn: Any, options: dict[str, Any]) -> TaskDefinition[Any, Any]:
     if is_generator:
         return AsyncGeneratorTask[Any, Any](fn, options) if is_async else GeneratorTask[Any, Any](fn, options)
     return AsyncTask[Any, Any](fn, options) if is_async else Task[Any, Any](fn, options)
+
+
+def task_input_hash(context: Any, parameters: dict[str, Any]) -> str | None:
+    """For `cache_key_fn`: a key of the task, its function's code and its arguments.
+
+    None, so that the run is not cached, with a warning that names the argument, if one cannot be hashed.
+    """
+    key: str | None = late("cache_keys").task_input_hash(context, parameters)
+    return key
 
 
 class tags:

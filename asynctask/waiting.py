@@ -12,18 +12,19 @@ from __future__ import annotations
 import contextvars
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Executor
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import anyio
 
 from . import loops
 from .bodies import Body, collect_async, timed_out
+from .errors import StoreError
 from .hooks import Afterwards, log_hook
 from .limits import Limits, Slots
 from .options import Hook
-from .runs import Run, current_run
+from .runs import Run, current_run, wake_all
 from .states import State
 from .stores.base import Store
 from .stores.urls import StoresAt
@@ -84,6 +85,10 @@ class Port(Protocol):
         """What a store answers."""
         ...
 
+    async def carry_out(self, work: Coroutine[Any, Any, None]) -> None:
+        """Await `work` to its end; being cancelled or interrupted meanwhile is raised afterwards."""
+        ...
+
     async def sleep(self, run: Run, seconds: float) -> None: ...
 
     async def pause(self, seconds: float) -> None:
@@ -123,6 +128,38 @@ class Port(Protocol):
     async def step(self, run: Run, step: Callable[[], Any], left: float | None) -> Any:
         """Advance a generator's body by one step, within `left` seconds."""
         ...
+
+
+class Aside:
+    """Work in a child of its own; empty when that is done."""
+
+    def __init__(self, work: Coroutine[Any, Any, None], loop: loops.EventLoop) -> None:
+        self._work = work
+        self._loop = loop
+        self._is_done = False
+        self._wakes: list[Callable[[], None]] = []
+        self.error: BaseException | None = None
+
+    def is_empty(self) -> bool:
+        return self._is_done
+
+    def when_empty(self, wake: Callable[[], None]) -> None:
+        self._wakes.append(wake)  # on the loop of the child: it is not done between the look and this
+
+    def child(self) -> loops.Work:
+        return cast("loops.Work", self._carried_out())
+
+    async def _carried_out(self) -> None:
+        try:
+            if self._loop.begins_early:
+                await loops.begun()
+            await self._work
+        except BaseException as error:  # deliberate: raised to who waits
+            self.error = error
+        finally:
+            self._work.close()
+            self._is_done = True
+            wake_all(self._wakes)
 
 
 class Loop:
@@ -188,6 +225,20 @@ class Loop:
 
     async def ask(self, question: Awaitable[T]) -> T:
         return await question
+
+    async def carry_out(self, work: Coroutine[Any, Any, None]) -> None:
+        loop = loops.here()
+        aside = Aside(work, loop)
+        child = aside.child()
+        if loop.begins_early:
+            child.send(None)
+        if loop.start(child, contextvars.copy_context()) is None:
+            child.close()
+            work.close()
+            raise StoreError("nothing can be written any more: the event loop is closing")
+        await self.until_empty_shielded(aside)
+        if aside.error is not None:
+            raise aside.error
 
     async def sleep(self, run: Run, seconds: float) -> None:
         clock = run.journal.clock

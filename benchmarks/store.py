@@ -1,8 +1,8 @@
 """What recording and caching cost: python benchmarks/store.py [--quick] [--row NAME] [--json FILE]
 
-Rows are measured as in core.py, by turns with what they are held against. Three figures are no ratios: the longest pause
-of an event loop while runs are recorded, over the same load unrecorded; the memory of a process that makes a million
-runs; and what a cached result costs that only the disk has. README.md says how to read the result.
+Rows are measured as in core.py, by turns with what they are held against. Three figures are no ratios: the longest
+pause of an event loop while runs are recorded, over the same load unrecorded; the memory of a process that makes a
+million runs; and what a cached result costs that only the disk has. README.md says how to read the result.
 """
 
 from __future__ import annotations

@@ -11,13 +11,15 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
-from asynctask import Runtime, State, ThreadPoolTaskRunner, flow, get_client, states, task
+from asynctask import Runtime, State, ThreadPoolTaskRunner, flow, get_client, states, task, transaction
 from asynctask.blocking import Blocking, drive
+from asynctask.cache_policies import INPUTS
 from asynctask.engine import execute, stream
 from asynctask.errors import AsyncTaskError, BlockingWaitError, FailedRun, Interrupted
 from asynctask.options import FlowOptions, TaskOptions
@@ -50,6 +52,15 @@ def hooks(one: Any) -> dict[str, Any]:
     return {name: [one] for name in ("on_running", "on_completion", "on_failure", "on_cancellation", "on_crashed")}
 
 
+def transaction_hook(txn: Any) -> None:
+    pass
+
+
+async def async_transaction_hook(txn: Any) -> None:
+    pass
+
+
+SERIALIZABLE = INPUTS.configure(isolation_level="SERIALIZABLE")
 RUNNER = ThreadPoolTaskRunner(max_workers=1)
 #: Every option, in groups that are switched on and off together. Those of the last row belong to tasks alone.
 FEATURES: tuple[dict[str, Any], ...] = (
@@ -57,15 +68,29 @@ FEATURES: tuple[dict[str, Any], ...] = (
     {"timeout_seconds": 60},
     hooks(hook),
     {"name": "n", "description": "d", "version": "v", "log_prints": True, "task_runner": RUNNER},
+    {"persist_result": True, "result_serializer": "pickle"},
     {"validate_parameters": False, "flow_run_name": "{x}"},
 )
 TASK_FEATURES: tuple[dict[str, Any], ...] = (
-    *FEATURES[:-1],
+    *FEATURES[:-2],
     {"retry_jitter_factor": 0.5, "retry_on": [Broken]},
     {"retry_condition_fn": wanted},
     {"tags": ["limited"]},
     {"task_run_name": "{x}"},
     {"around": lambda call, run: call()},
+)
+#: What keeps results, beside what meets it in the engine; and, with a file, what is slower than the others.
+KEEPING_FEATURES: tuple[dict[str, Any], ...] = (
+    {"retries": 2, "retry_delay_seconds": [10, 3600]},
+    {"tags": ["limited"]},
+    {"persist_result": True, "result_serializer": "pickle"},
+    {"cache_policy": SERIALIZABLE, "cache_expiration": 60, "cache_result_in_memory": False},
+    {"cache_key_fn": lambda context, parameters: f"key-{parameters['x']}", "refresh_cache": False},
+    {"on_commit": transaction_hook, "on_rollback": [transaction_hook, async_transaction_hook]},
+)
+FILED_FEATURES: tuple[dict[str, Any], ...] = (
+    {"result_storage": "results"},
+    {"result_storage_key": "{x}", "refresh_cache": True},
 )
 SLOW_FEATURES: tuple[dict[str, Any], ...] = (
     {"retries": 1},
@@ -162,6 +187,21 @@ def test_a_task_call_never_suspends(runtime: Runtime, features: Any, make_body: 
         ends(lambda t=t: t(1, return_state=True, wait_for=[states.Completed()]))
 
 
+@pytest.mark.parametrize("features", [KEEPING_FEATURES, FILED_FEATURES], ids=["keeping", "in files"])
+@pytest.mark.parametrize("make_body", BODIES, ids=["value", "error", "error once", "interrupt", "state"])
+def test_a_task_that_keeps_its_results_never_suspends(
+    runtime: Runtime, features: Any, make_body: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number, options in enumerate(combinations(features)):
+        t = task(name=f"t{number}", **options)(make_body())
+        for x in (1, 1, object()):
+            ends(lambda t=t, x=x: t(x))
+            ends(lambda t=t, x=x: t(x, return_state=True, wait_for=[states.Completed()]))
+        with transaction():
+            ends(lambda t=t: t(2))
+
+
 @pytest.mark.parametrize("features", [TASK_FEATURES[:-1], SLOW_FEATURES], ids=["all", "asynchronous"])
 @pytest.mark.parametrize("make_body", BODIES[:-1], ids=["value", "error", "error once", "interrupt"])
 def test_a_generator_never_suspends(runtime: Runtime, features: Any, make_body: Any) -> None:
@@ -195,7 +235,8 @@ def test_a_flow_call_never_suspends(runtime: Runtime, features: Any, make_body: 
 
 def test_every_option_is_in_the_tables_above() -> None:
     """A new option has to be added there, and so is tried."""
-    assert {option for feature in TASK_FEATURES for option in feature} == set(TaskOptions.__annotations__)
+    of_tasks = (*TASK_FEATURES, *KEEPING_FEATURES, *FILED_FEATURES)
+    assert {option for feature in of_tasks for option in feature} == set(TaskOptions.__annotations__)
     assert {option for feature in FEATURES for option in feature} == set(FlowOptions.__annotations__)
 
 

@@ -1,13 +1,17 @@
 """The client: looking runs up, and setting limits, from async and from plain code."""
 
+import inspect
 import uuid
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import anyio
 import pytest
 
-from asynctask import StateType, TaskRun, flow, get_client, tags, task
+from asynctask import Runtime, StateType, TaskRun, flow, get_client, tags, task
+from asynctask.client import Client, SyncClient
 from asynctask.errors import ObjectNotFound, OptionError
+from asynctask.stores.sqlite import SQLiteStore
 from testkit import fresh, until
 
 
@@ -177,3 +181,102 @@ async def test_each_client_looks_into_the_store_of_its_own_runtime():
             assert await inner.read_task_runs() == []
         async with get_client() as outer:
             assert len(await outer.read_task_runs()) == 1
+
+
+async def test_counts_are_those_of_the_lists_with_the_same_filters():
+    @flow
+    async def whole() -> None:
+        await double.map(range(4))
+
+    async with fresh(), get_client() as client:
+        await whole()
+        await double(9)
+        with pytest.raises(ValueError, match="no"):
+            await fails()
+        some: list[Any] = [{}, {"state_type": "FAILED"}, {"state_name": "Completed"}, {"tags": ["t"]}, {"name": "dou"}]
+        for filters in [*some, {"task_name": "whole"}, {"tags": ["t"], "state_type": StateType.FAILED}]:
+            tasks, flows = await client.read_task_runs(**filters), await client.read_flow_runs(**filters)
+            assert await client.count_task_runs(**filters) == len(tasks)
+            assert await client.count_flow_runs(**filters) == len(flows)
+            assert await client.count(**filters) == len(tasks) + len(flows)
+        assert await client.count() == 7
+
+
+async def test_pages_by_cursor_hold_every_run_once():
+    async with fresh(), get_client() as client:
+        for number in range(25):
+            await double(number)
+        pages: list[list[TaskRun]] = []
+        cursor: Any = None
+        while page := await client.read_task_runs(limit=10, cursor=cursor):
+            pages.append(page)
+            cursor = page[-1].id if len(pages) % 2 else str(page[-1].id)
+        assert [len(page) for page in pages] == [10, 10, 5]
+        assert [run.parameters["x"] for page in pages for run in page] == [str(number) for number in range(24, -1, -1)]
+        assert await client.read_task_runs(limit=0) == []
+        for read in (client.read_task_runs, client.read_flow_runs):
+            with pytest.raises(OptionError, match="'x' is not a run id"):
+                await read(cursor="x")
+
+
+async def test_times_are_filters_and_must_be_aware():
+    async with fresh(), get_client() as client:
+        await double(1)
+        (run,) = await client.read_task_runs()
+        made = datetime.fromtimestamp((run.id.int >> 80) / 1000, UTC)
+        tick = timedelta(milliseconds=1)
+        for zone in (UTC, timezone(timedelta(hours=5, minutes=30)), timezone(-timedelta(hours=12))):
+            here = made.astimezone(zone)
+            assert await client.count_task_runs(since=here) == 1
+            assert await client.count_task_runs(since=here + tick) == 0
+            assert await client.count_task_runs(before=here) == 0
+            assert await client.count_task_runs(before=here + tick, since=here) == 1
+        for name, time in (("since", made.replace(tzinfo=None)), ("before", "yesterday"), ("since", 12.5)):
+            with pytest.raises(OptionError, match=rf"read_task_runs\({name}=...\) must be an aware datetime, not "):
+                await client.read_task_runs(**{name: time})  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("method", ["read_task_runs", "read_flow_runs", "count_task_runs", "count_flow_runs", "count"])
+async def test_a_filter_that_does_not_exist_is_refused(method):
+    async with fresh(), get_client() as client:
+        with pytest.raises(OptionError, match=rf"{method}\(\) has no filter 'flow'; there are: state_type, "):
+            await getattr(client, method)(flow="x")
+        with pytest.raises(OptionError, match=rf"{method}\(tags=...\)"):
+            await getattr(client, method)(tags="t")
+        with pytest.raises(OptionError, match="'x' is not a run id"):
+            await getattr(client, method)(flow_run_id="x")
+
+
+def test_both_clients_have_the_same_methods_with_the_same_parameters():
+    def methods(client: type) -> dict[str, Any]:
+        found = {name: getattr(client, name) for name in vars(client) if not name.startswith("_")}
+        return {name: list(inspect.signature(method).parameters.values()) for name, method in found.items()}
+
+    assert methods(SyncClient) == methods(Client)
+    assert len(methods(Client)) > 15
+
+
+def test_the_sync_client_looks_up_and_deletes_all_that_the_other_does(tmp_path):
+    @task(log_prints=True, cache_key_fn=lambda context, parameters: f"key {parameters['x']}")
+    async def work(x: int) -> int:
+        print("at work")
+        return x
+
+    async def main() -> None:
+        async with Runtime(store=SQLiteStore(tmp_path / "runs.db")):
+            await work(1)
+            await work(2)
+            with get_client(sync_client=True) as client:
+                newest = client.read_task_runs(limit=1)[0]
+                assert [line.message for line in client.read_logs(newest.id)] == ["at work"]
+                assert (client.count(), client.count_task_runs(), client.count_flow_runs()) == (2, 2, 0)
+                assert [entry.key for entry in client.read_cache(task_name="work")] == ["key 2", "key 1"]
+                assert client.clear_cache(key="key 1") == 1
+                assert (client.clear_cache(expired=True), client.clear_cache()) == (0, 1)
+                client.delete_task_run(newest.id)
+                assert client.prune(older_than=timedelta(days=1)) == 0
+                assert client.prune(keep=0) == 1
+                info = client.store_info()
+                assert (info.runs, info.results, info.logs, info.path) == (0, 0, 0, str(tmp_path / "runs.db"))
+
+    anyio.run(main)

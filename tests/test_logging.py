@@ -1,6 +1,7 @@
 """Loggers of runs, `print` into them, and the log of transitions."""
 
 import builtins
+import contextvars
 import io
 import logging
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 import anyio
 import pytest
 
-from asynctask import Runtime, flow, get_run_logger, task, temporary_settings
+from asynctask import Runtime, flow, get_client, get_run_logger, task, temporary_settings
 from asynctask.runtime import flow_run, task_run
 from asynctask.stores.memory import MemoryStore
 
@@ -298,3 +299,165 @@ def test_a_log_handler_that_prints_does_not_send_its_print_to_the_log_again(caps
 
     assert said(log) == [("work", "hello")]
     assert capsys.readouterr().out == "heard hello\n"
+
+
+# -- what is kept with the run (more of it, over every store, is in contracts/test_store_logs.py) -----------------
+
+
+async def kept(run_id: Any) -> list[tuple[int, str]]:
+    async with get_client() as client:
+        return [(line.level, line.message) for line in await client.read_logs(run_id)]
+
+
+@pytest.mark.parametrize("level", ["CRITICAL", "DEBUG"])
+async def test_what_is_kept_does_not_depend_on_who_listens(caplog, level):
+    """The logger's own level is about handlers; `logging_keep_level` is about what is kept."""
+    caplog.set_level(level, "asynctask")
+
+    @task
+    def work() -> None:
+        for number in (logging.DEBUG, logging.INFO, logging.ERROR):
+            get_run_logger().log(number, "at %d", number)
+
+    async with Runtime(store=MemoryStore()):
+        future = work.submit()
+        await future
+        assert await kept(future.task_run_id) == [(logging.INFO, "at 20"), (logging.ERROR, "at 40")]
+
+
+async def test_what_threads_retries_hooks_and_generators_log_is_kept_in_order(log):
+    def hook(task: Any, run: Any, state: Any) -> None:
+        get_run_logger().info("hook %s", state.name)
+
+    @task(retries=1, on_running=hook, on_completion=hook)
+    def work() -> None:
+        attempt = task_run.run_count
+        context = contextvars.copy_context()
+        thread = threading.Thread(target=context.run, args=(get_run_logger().info, "in a thread %d", attempt))
+        thread.start()
+        thread.join()
+        if attempt == 1:
+            raise ValueError("again")
+
+    @task(log_prints=True)
+    def steps() -> Iterator[int]:
+        for number in range(2):
+            print("step", number)
+            yield number
+
+    async with Runtime(store=MemoryStore()):
+        future = work.submit()
+        await future
+        texts = [text for _, text in await kept(future.task_run_id)]
+        assert texts == ["hook Running", "in a thread 1", "hook Retrying", "in a thread 2", "hook Completed"]
+        stepped = steps.submit()
+        await stepped
+        assert [text for _, text in await kept(stepped.task_run_id)] == ["step 0", "step 1"]
+
+
+async def test_fifty_threads_that_log_at_once_lose_nothing():
+    @task
+    def work(number: int) -> None:
+        for line in range(20):
+            get_run_logger().info("%d-%d", number, line)
+
+    async with Runtime(store=MemoryStore()):
+        futures = work.map(range(50))
+        await futures.wait_async()
+        for number, future in enumerate(futures):
+            assert [text for _, text in await kept(future.task_run_id)] == [f"{number}-{line}" for line in range(20)]
+
+
+class NoText:
+    def __str__(self) -> str:
+        raise LookupError("no text")
+
+    __repr__ = __str__
+
+
+@pytest.mark.parametrize(
+    ("call", "seen"),
+    [
+        (("%d pieces", "x"), "'%d pieces' (it cannot be formatted: TypeError"),
+        (("%s %s", 1), "'%s %s' (it cannot be formatted: TypeError"),
+        (("%s", NoText()), "'%s' (it cannot be formatted: LookupError"),
+        ((NoText(),), "(it cannot be formatted: LookupError"),
+        (({"a": 1},), "{'a': 1}"),
+        (("100%",), "100%"),
+        (("%(a)s", {"a": 1}), "1"),
+    ],
+    ids=["wrong type", "too few", "argument", "message", "dict", "percent", "mapping"],
+)
+async def test_a_message_that_cannot_be_formatted_is_kept_as_far_as_it_can_be_shown(call, seen, monkeypatch):
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # the standard library would write a traceback to stderr
+    logging.getLogger("asynctask").addHandler(quiet := logging.NullHandler())
+
+    @task
+    async def work() -> str:
+        logger = get_run_logger()
+        logger.logger.propagate, before = False, logger.logger.propagate
+        try:
+            logger.error(*call)
+        finally:
+            logger.logger.propagate = before
+        return "went on"
+
+    try:
+        async with Runtime(store=MemoryStore()):
+            future = work.submit()
+            assert await future == "went on"
+            ((level, text),) = await kept(future.task_run_id)
+    finally:
+        logging.getLogger("asynctask").removeHandler(quiet)
+    assert level == logging.ERROR
+    assert seen in text
+
+
+async def test_exceptions_are_kept_with_their_tracebacks_however_they_are_given(log):
+    @task
+    async def work() -> None:
+        logger = get_run_logger()
+        try:
+            raise KeyError("first")
+        except KeyError as error:
+            logger.exception("one")
+            logger.warning("two", exc_info=error)
+            logger.info("three", exc_info=(type(error), error, error.__traceback__))
+            logger.info("four", exc_info=False)
+        logger.info("five", exc_info=True)
+
+    async with Runtime(store=MemoryStore()):
+        future = work.submit()
+        await future
+        texts = [text for _, text in await kept(future.task_run_id)]
+    for text, start in zip(texts[:3], ("one", "two", "three"), strict=True):
+        assert text.startswith(f"{start}\nTraceback (most recent call last):\n")
+        assert text.endswith("KeyError: 'first'")
+    assert texts[3] == "four"
+    assert texts[4].startswith("five")
+
+
+async def test_outside_runs_nothing_is_kept_and_logging_works_as_ever(log):
+    async with Runtime(store=MemoryStore()) as runtime:
+        get_run_logger().info("outside")
+        assert (await runtime.store.info()).logs == 0
+    assert said(log) == [("asynctask", "outside")]
+
+
+async def test_prints_of_a_flow_and_of_its_tasks_are_kept_each_with_its_own(log):
+    @task
+    async def inner() -> None:
+        print("from the task")
+
+    @flow(log_prints=True)
+    async def outer() -> Any:
+        print("from the flow")
+        await inner()
+        return None
+
+    async with Runtime(store=MemoryStore()), get_client() as client:
+        await outer()
+        (run,) = await client.read_flow_runs()
+        (child,) = await client.read_task_runs()
+        assert await kept(run.id) == [(logging.INFO, "from the flow")]
+        assert await kept(child.id) == [(logging.INFO, "from the task")]

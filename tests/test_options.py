@@ -2,14 +2,17 @@
 
 import functools
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from asynctask import ThreadPoolTaskRunner, flow, task, temporary_settings
+from asynctask.cache_policies import DEFAULT, INPUTS, NO_CACHE, Inputs
 from asynctask.errors import OptionError
 from asynctask.options import FlowOptions, TaskOptions
 from asynctask.tasks import exponential_backoff
+from asynctask.testing import virtual_time
 
 
 class NoRepr:
@@ -23,8 +26,22 @@ def hook(task: Any, run: Any, state: Any) -> None: ...
 async def ahook(task: Any, run: Any, state: Any) -> None: ...
 
 
+class Reversed:
+    """A serializer of the user's own."""
+
+    name = "reversed option"
+
+    def dumps(self, value: Any) -> bytes:
+        return repr(value)[::-1].encode()
+
+    def loads(self, data: bytes) -> Any:
+        return eval(data.decode()[::-1])
+
+
 HOOKS = ["on_running", "on_completion", "on_failure", "on_cancellation", "on_crashed"]
 TEXTS = ["name", "description", "version"]
+TRANSACTION_HOOKS = ["on_commit", "on_rollback"]
+FLAGS = ["refresh_cache", "persist_result", "cache_result_in_memory"]
 TASK_TEXT = r"a string that is not empty"
 
 WRONG: list[tuple[str, Any, str]] = [
@@ -46,9 +63,17 @@ WRONG: list[tuple[str, Any, str]] = [
     *(("timeout_seconds", value, "seconds that is not negative") for value in (-1, "1", True, [1], float("nan"))),
     ("timeout_seconds", timedelta(seconds=-1), "seconds that is not negative"),
     *(("log_prints", value, "True, False or None") for value in (1, "yes", [])),
+    *((option, value, "True, False or None") for option in FLAGS for value in (1, "yes", [])),
+    *(("cache_policy", value, "a cache policy") for value in (5, "INPUTS", Inputs, lambda context, parameters: "k")),
+    *(("cache_key_fn", value, "function") for value in (5, "key", INPUTS, ahook)),
+    *(("cache_expiration", value, "a timedelta") for value in (-1, "1", True, [1], float("nan"), timedelta(days=-1))),
+    *(("result_storage", value, "the path of a folder") for value in (5, "", ["x"], True, b"x", "sqlite:///a.db")),
+    *(("result_storage_key", value, TASK_TEXT) for value in ("", 5, ["x"], b"x")),
+    *(("result_serializer", value, "result_serializer must be one of") for value in (5, "yaml", "", Reversed, b"x")),
+    *(("result_serializer", value, "result_serializer must be one of") for value in ("compressed/", "compressed/x/y")),
     *(
         (option, value, "a function or a list of functions")
-        for option in HOOKS
+        for option in (*HOOKS, *TRANSACTION_HOOKS)
         for value in (5, "x", [hook, 5], {hook})
     ),
     *(("around", value, "a function or a list of functions") for value in (5, "x", [None])),
@@ -82,7 +107,7 @@ WRONG_FLOW = [(o, v) for o, v, _ in WRONG if o in FlowOptions.__annotations__ an
 def test_a_wrong_option_of_a_flow_is_refused_in_the_same_words(option: str, value: Any) -> None:
     def work() -> None: ...
 
-    with pytest.raises(OptionError, match=rf"^flow 'work': option '{option}' must be "):
+    with pytest.raises(OptionError, match=rf"^flow 'work': option '{option}'(: result_serializer)? must be "):
         flow(**{option: value})(work)
 
 
@@ -115,7 +140,7 @@ def test_an_unknown_option_is_refused_with_a_hint(written: str, meant: str) -> N
 
 
 def test_an_option_like_no_other_is_refused_with_the_list() -> None:
-    with pytest.raises(OptionError, match=r"there is no option 'zzz'; there are: around, description, .*version"):
+    with pytest.raises(OptionError, match=r"there is no option 'zzz'; there are: around, cache_expiration, .*version"):
         task(zzz=1)(hook)  # type: ignore[call-overload]
 
 
@@ -140,7 +165,20 @@ RIGHT: list[tuple[str, Any]] = [
     *(("retry_on", value) for value in (ValueError, [ValueError], (OSError, KeyError), {OSError})),
     *(("retry_condition_fn", value) for value in (hook, ahook, functools.partial(hook))),
     *(("timeout_seconds", value) for value in (0, 1, 0.5, timedelta(minutes=1))),
-    *(("log_prints", value) for value in (True, False)),
+    *((option, value) for option in ("log_prints", *FLAGS) for value in (True, False)),
+    *(("cache_policy", value) for value in (INPUTS, DEFAULT, NO_CACHE, INPUTS - "kw")),
+    *(
+        ("cache_key_fn", value)
+        for value in (lambda context, parameters: "k", functools.partial(lambda a, b, c: a, "k"))
+    ),
+    *(("cache_expiration", value) for value in (0, 60, 0.5, timedelta(days=1), timedelta.max)),
+    *(("result_storage_key", value) for value in ("{parameters[x]}-{task_run.name}", "plain")),
+    *(
+        ("result_serializer", value)
+        for value in ("msgpack", "json", "pickle", "compressed/json", "compressed/bz2/pickle")
+    ),
+    *(("result_serializer", value) for value in ("compressed/lzma/json", Reversed())),
+    *((option, value) for option in TRANSACTION_HOOKS for value in (len, [len, repr], (len,), [])),
     *((option, value) for option in HOOKS for value in (hook, [hook, ahook], (hook,), [])),
     *(("around", value) for value in (lambda call, run: call(), [], ())),
     ("task_runner", ThreadPoolTaskRunner(1)),
@@ -159,8 +197,17 @@ def test_a_right_option_is_taken_and_none_means_that_it_is_not_given(option: str
     assert cleared(5) == 5
 
 
+@pytest.mark.parametrize("kind", [str, Path])
+def test_result_storage_is_a_folder_by_its_path(tmp_path: Path, kind: Any) -> None:
+    made = task(result_storage=kind(tmp_path / "kept"))(lambda: 5)
+    with virtual_time():
+        assert made() == 5
+    assert (tmp_path / "kept" / "results.db").is_file()
+    assert made.with_options(result_storage=None).spec.options.result_storage is None
+
+
 def test_every_option_is_tried_above() -> None:
-    assert {option for option, *_ in RIGHT} == set(TaskOptions.__annotations__)
+    assert {option for option, *_ in RIGHT} | {"result_storage"} == set(TaskOptions.__annotations__)
     assert {option for option, *_ in WRONG} == set(TaskOptions.__annotations__)
 
 

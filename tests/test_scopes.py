@@ -20,8 +20,8 @@ from asynctask.errors import (
     RuntimeClosedError,
     RuntimeInUseError,
 )
-from asynctask.scopes import close_default
 from asynctask.runs import Journal
+from asynctask.scopes import close_default
 from asynctask.stores.base import RunFilter
 from asynctask.stores.memory import MemoryStore
 from testkit import fresh, until

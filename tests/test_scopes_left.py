@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import random
+import threading
 import weakref
 from typing import Any
 
@@ -22,6 +23,11 @@ from testkit import fresh, until
 @task
 async def double(x: int) -> int:
     await anyio.sleep(0)
+    return x * 2
+
+
+@task
+def sync_double(x: int) -> int:
     return x * 2
 
 
@@ -81,6 +87,18 @@ def test_a_runtime_outlives_a_second_loop_that_used_it(backend):
             assert await double.submit(1) == 2
 
     anyio.run(main)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_runtime_whose_loop_ended_without_leaving_it_gets_no_runs_of_others(backend):
+    async def enter() -> None:
+        await fresh().__aenter__()
+
+    thread = threading.Thread(target=anyio.run, args=(enter,), kwargs={"backend": backend})
+    thread.start()
+    thread.join()
+    assert sync_double.submit(2).result(5) == 4
+    assert double.submit(3).result(5) == 6
 
 
 # -- what is alive, and what is left -------------------------------------------------------------------------------

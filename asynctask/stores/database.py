@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import sqlite3
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -24,7 +25,10 @@ import aiosqlite
 
 from ..errors import StoreBusy, StoreDamaged, StoreError
 from .guard import FileLock, taken
+from .rest import at_work, connected, leave_open
 from .schema import MIGRATIONS, VERSION, name_number
+
+logger = logging.getLogger("asynctask")
 
 #: "asta": marks a database file as ours.
 APPLICATION = 0x61737461
@@ -32,16 +36,17 @@ APPLICATION = 0x61737461
 SAFE = (3, 51, 3)
 #: Seconds to wait for the lock between processes, and for programs that do not know it.
 GUARD_SECONDS, FOREIGN_SECONDS = 10.0, 5.0
-#: Bytes of log after which it is copied into the database; and after which readers must let it be cut off.
-CHECKPOINT, TRUNCATE = 4 << 20, 64 << 20
+#: Bytes of log after which it is copied into the database; that it keeps when it is begun anew, for its size to tell
+#: how much is in it; and after which we wait for readers to let it be cut off.
+CHECKPOINT, KEPT, TRUNCATE = 4 << 20, 1 << 20, 64 << 20
+#: Seconds to wait for them, each time.
+READER_SECONDS = 0.1
 
 _PRAGMAS = f"""
 PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 0; PRAGMA mmap_size = 0;
 PRAGMA busy_timeout = {int(FOREIGN_SECONDS * 1000)}; PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON;
-PRAGMA journal_size_limit = {TRUNCATE}; PRAGMA cache_size = -16000;
+PRAGMA journal_size_limit = {KEPT}; PRAGMA cache_size = -16000;
 """
-#: Connections that must not be closed: of a file that was replaced, or of the process that this one was forked from.
-_left_behind: list[object] = []
 
 
 class Database:
@@ -56,7 +61,8 @@ class Database:
         self._guard = FileLock(f"{path}-guard")
         self._writer: aiosqlite.Connection | None = None
         self._reader: aiosqlite.Connection | None = None
-        self._inode = (0, 0)
+        #: Which files are open: the database, and its log.
+        self._files: tuple[tuple[int, int] | None, tuple[int, int] | None] = (None, None)
         self._turn = asyncio.Lock()
         self._opening = asyncio.Lock()
 
@@ -76,8 +82,8 @@ class Database:
 
     async def _open(self) -> aiosqlite.Connection:
         _make_file(self.path)
-        async with taken(self._guard, GUARD_SECONDS):
-            writer = await _connected(self.path)
+        async with taken(self._guard, GUARD_SECONDS), at_work():
+            writer = await connected(self.path)
             try:
                 await self._check_owner(writer)
                 await writer.executescript(_PRAGMAS)
@@ -86,8 +92,7 @@ class Database:
             except BaseException:
                 await writer.close()
                 raise
-        found = os.stat(self.path)
-        self._inode = (found.st_dev, found.st_ino)
+            self._files = (identity(self.path), identity(f"{self.path}-wal"))
         return writer
 
     async def _check_owner(self, writer: aiosqlite.Connection) -> None:
@@ -121,11 +126,13 @@ class Database:
 
         Raises `StoreError` for whatever the library raises in it.
         """
-        writer = await self.opened()
-        try:
-            async with self._turn:
-                self._check_file()
-                async with taken(self._guard, GUARD_SECONDS):
+        is_written = False
+        while not is_written:
+            writer = await self.opened()
+            try:
+                async with self._turn, taken(self._guard, GUARD_SECONDS), at_work():
+                    if not await self._is_in_place(writer):
+                        continue
                     if durable:
                         await writer.execute("PRAGMA synchronous = FULL")
                     try:
@@ -134,38 +141,69 @@ class Database:
                     finally:
                         if durable:
                             await writer.execute("PRAGMA synchronous = NORMAL")
-                    size = size_of(f"{self.path}-wal")
-                    if size > CHECKPOINT:
-                        how = "TRUNCATE" if size > TRUNCATE else "PASSIVE"
-                        await writer.execute_fetchall(f"PRAGMA wal_checkpoint({how})")
-        except sqlite3.Error as error:
-            raise self.told(error) from error
+                    is_written = True
+                    await self._copy_log(writer)
+            except sqlite3.Error as error:
+                raise self.told(error) from error
 
     async def read(self, text: str, values: Sequence[Any] = ()) -> list[Any]:
         """The rows of a statement that only reads. Raises `StoreError`."""
-        await self.opened()
-        try:
-            if self._reader is None:
-                async with self._turn, taken(self._guard, GUARD_SECONDS):
-                    if self._reader is None:  # others wait here as well
-                        reader = await _connected(self.path)
-                        await reader.executescript(f"{_PRAGMAS} PRAGMA query_only = ON;")
-                        self._reader = reader
-            return list(await self._reader.execute_fetchall(text, values))
-        except sqlite3.Error as error:
-            raise self.told(error) from error
+        while True:
+            await self.opened()
+            try:
+                if self._reader is None:
+                    async with self._turn, taken(self._guard, GUARD_SECONDS), at_work():
+                        if self._reader is None:  # others wait here as well
+                            self._reader = await _open_reader(self.path)
+                async with at_work():
+                    reader = self._connection_to_read()
+                    if reader is not None:  # else it is opened anew
+                        return list(await reader.execute_fetchall(text, values))
+            except sqlite3.Error as error:
+                raise self.told(error) from error
 
-    def _check_file(self) -> None:
-        """Raise `StoreError` if the file that is open is not the one at the path any more; the next try opens anew."""
-        try:
-            found = os.stat(self.path)
-        except OSError:
-            found = None
-        if found is not None and (found.st_dev, found.st_ino) == self._inode:
+    def _connection_to_read(self) -> aiosqlite.Connection | None:
+        """The one that is open, after whatever was waited for."""
+        return self._reader
+
+    async def _copy_log(self, writer: aiosqlite.Connection) -> None:
+        """Copy a log that has grown into the database, as far as readers let us."""
+        size = size_of(f"{self.path}-wal")
+        if size <= CHECKPOINT:
             return
-        # Never closed: the library would delete the log by its name, and that may be the log of another file by now.
-        _left_behind.extend((self._writer, self._reader))
+        try:
+            rows = list(await writer.execute_fetchall("PRAGMA wal_checkpoint(PASSIVE)"))
+            if size > TRUNCATE and rows[0][1] == rows[0][2]:  # all of it: no reader is far behind
+                await writer.execute(f"PRAGMA busy_timeout = {int(READER_SECONDS * 1000)}")
+                try:
+                    await writer.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
+                finally:
+                    await writer.execute(f"PRAGMA busy_timeout = {int(FOREIGN_SECONDS * 1000)}")
+        except sqlite3.Error as error:  # what was committed stays committed, in the log; the next one tries again
+            logger.warning("The log of %r was not copied into it: %s", self.path, self.told(error))
+
+    async def _is_in_place(self, writer: aiosqlite.Connection) -> bool:
+        """Whether what is open is what is at the path; if not, it is to be opened anew. Raises `StoreReplaced`."""
+        if writer is not self._writer:  # somebody else found that out while we waited
+            return False
+        log = identity(f"{self.path}-wal")
+        is_same = identity(self.path) == self._files[0]
+        if is_same and log == self._files[1]:
+            return True
+        if is_same and log is None:
+            # Who finds that the log was deleted, before anybody makes a new one, can save what is in it.
+            rows = list(await writer.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)"))
+            if rows[0][0]:
+                raise StoreBusy(f"the log of {self.path!r} was deleted, and somebody reads what is in it: end that")
+            logger.warning("The log of the database %r was deleted while it was open; nothing is lost", self.path)
+            connections, self._writer, self._reader = (self._reader, self._writer), None, None
+            await _close([one for one in connections if one is not None])
+            return False
+        # Never closed: the library would delete the log by its name, and that may be the log of another by now.
+        leave_open(self._writer, self._reader)
         self._writer = self._reader = None
+        if is_same:  # another process found it, and has saved what was in the log
+            return False
         raise StoreReplaced(
             f"the database {self.path!r} was deleted or replaced while it was open; what was in it is gone from there, "
             f"and what comes is written to a new one"
@@ -177,15 +215,12 @@ class Database:
         self._writer = self._reader = None
         if connections:
             try:
-                async with taken(self._guard, GUARD_SECONDS):
+                async with taken(self._guard, GUARD_SECONDS), at_work():
                     await _close(connections)
-            except StoreError:  # the lock is not to be had; the log stays, for the next one who opens the file
-                await _close(connections)
+            except StoreError:  # the lock is not to be had
+                async with at_work():
+                    await _close(connections)
         self._guard.close()
-
-    def leave_behind(self) -> None:
-        """In a forked child: never touch what the parent had opened."""
-        _left_behind.extend((self._writer, self._reader))
 
     def told(self, error: sqlite3.Error) -> StoreError:
         """What an error of the library means for people."""
@@ -221,11 +256,14 @@ def _make_file(path: str) -> None:
         return
 
 
-async def _connected(path: str) -> aiosqlite.Connection:
-    connection = aiosqlite.connect(path, isolation_level=None)
-    # Else the interpreter, ending, would wait for this thread before we are told that it ends.
-    connection._thread.daemon = True  # pyright: ignore[reportPrivateUsage]
-    return await connection
+async def _open_reader(path: str) -> aiosqlite.Connection:
+    reader = await connected(path)
+    try:
+        await reader.executescript(f"{_PRAGMAS} PRAGMA query_only = ON;")
+    except BaseException:
+        await reader.close()
+        raise
+    return reader
 
 
 async def _close(connections: list[aiosqlite.Connection]) -> None:
@@ -250,6 +288,15 @@ async def one(connection: aiosqlite.Connection, text: str, values: Sequence[Any]
     """The first value of the first row."""
     rows = list(await connection.execute_fetchall(text, values))
     return rows[0][0]
+
+
+def identity(path: str) -> tuple[int, int] | None:
+    """Which file is at `path`; None if there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def size_of(path: str) -> int:

@@ -8,16 +8,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from .base import RunFilter, milliseconds
-from .sql import SHOWN, Query, clean, where
+from .schema import NUMBER_SHIFT, first_number
+from .sql import SHOWN, Query, clean, readable, where
 
 
 class Known(NamedTuple):
-    """What a list needs to know of the dictionaries: the kinds of its state filter, the tasks of its name filters."""
+    """What a list needs to know of the dictionaries: the kinds of its state filter, the tasks of its name filters.
+
+    Only kinds and tasks of what is asked for: of task runs, of flow runs, or of both.
+    """
 
     #: The numbers of the kinds that fit; None for all.
     kinds: list[int] | None
@@ -28,25 +33,22 @@ class Known(NamedTuple):
     tailed: list[int]
 
 
-FIND_KINDS = "SELECT id FROM kinds WHERE (?1 IS NULL OR type = ?1) AND (?2 IS NULL OR name = ?2)"
-FIND_TASKS = "SELECT id FROM tasks WHERE name = ?"
-ALL_TASKS = "SELECT id, name FROM tasks"
+FIND_KINDS = """SELECT id FROM kinds
+    WHERE (?1 IS NULL OR type = ?1) AND (?2 IS NULL OR name = ?2) AND (?3 IS NULL OR is_flow = ?3)"""
+FIND_TASKS = "SELECT id FROM tasks WHERE name = ?1 AND (?2 IS NULL OR is_flow = ?2)"
+ALL_TASKS = "SELECT id, name FROM tasks WHERE ?1 IS NULL OR is_flow = ?1"
 #: More parts than these in one statement are not worth it: then the newest runs are looked through.
 _MOST_PARTS = 60
 
 
 def list_runs(which: RunFilter, known: Known, limit: int, cursor: UUID | None) -> Query:
-    """At most `limit` runs that fit, the newest first.
-
-    Each part of the union walks one index backwards, in the order of ids, and stops after `limit` rows; so a filter
-    costs the same on a thousand rows and on ten million. With several filters, the first of tags, name, flow, task
-    and state chooses the index, and the others are looked at in the rows.
-    """
+    """At most `limit` runs that fit, the newest first."""
     texts: list[str] = []
     values: list[Any] = []
-    for part in _parts(which, known, cursor):
-        texts.append(f"SELECT * FROM (SELECT {part.id} {part.where} ORDER BY {part.order} DESC LIMIT ?)")
-        values += [*part.values, limit]
+    for part in parts_of(which, known, cursor):
+        walk = part.walk(limit)
+        texts.append(walk.text)
+        values += walk.values
     found = " UNION ".join(texts)
     text = f"{SHOWN} FROM ({found} ORDER BY 1 DESC LIMIT ?) AS found JOIN runs ON runs.id = found.id"
     return Query(f"{text} JOIN tasks ON tasks.id = runs.task ORDER BY runs.id DESC", [*values, limit])
@@ -54,7 +56,7 @@ def list_runs(which: RunFilter, known: Known, limit: int, cursor: UUID | None) -
 
 def count_runs(which: RunFilter, known: Known) -> Query:
     """How many runs fit."""
-    parts = _parts(which, known, None)
+    parts = parts_of(which, known, None)
     if len(parts) == 1:
         return Query(f"SELECT count(*) {parts[0].where}", parts[0].values)
     found = " UNION ".join(f"SELECT {part.id} {part.where}" for part in parts)
@@ -62,15 +64,25 @@ def count_runs(which: RunFilter, known: Known) -> Query:
 
 
 class Part(NamedTuple):
-    """One walk along an index: a FROM with its WHERE, the id that it gives, and what orders it."""
+    """One walk along an index: a FROM with its WHERE, and the id that it gives and is ordered by."""
 
     where: str
     values: list[Any]
     id: str = "runs.id"
-    order: str = "runs.id"
+    #: For a walk in an order that is nearly that of ids: what it is ordered by, and all that is equal to the last one.
+    order: str | None = None
+
+    def walk(self, limit: int) -> Query:
+        """The first `limit` rows; or a few more, where its order is not quite that of the ids."""
+        if self.order is None:
+            text = f"SELECT {self.id} {self.where} ORDER BY {self.id} DESC LIMIT ?"
+            return Query(f"SELECT * FROM ({text})", [*self.values, limit])
+        last = f"SELECT {self.order} {self.where} ORDER BY {self.order} DESC LIMIT 1 OFFSET ?"
+        whole = f"{self.order} >= coalesce(({last}) >> {NUMBER_SHIFT} << {NUMBER_SHIFT}, 0)"
+        return Query(f"SELECT {self.id} {self.where} AND {whole}", [*self.values, *self.values, max(limit - 1, 0)])
 
 
-def _parts(which: RunFilter, known: Known, cursor: UUID | None) -> list[Part]:
+def parts_of(which: RunFilter, known: Known, cursor: UUID | None) -> list[Part]:
     """The walks that together give the runs that fit."""
     first, *others = (*sorted(map(clean, which.tags)),) or (None,)
     ident = "runs.id" if first is None else "run_tags.id"
@@ -87,9 +99,6 @@ def _parts(which: RunFilter, known: Known, cursor: UUID | None) -> list[Part]:
         also(f"{ident} >= ?", _first_id(which.since))
     if which.before is not None:
         also(f"{ident} < ?", _first_id(which.before))
-    if which.is_flow is not None:
-        # The plus keeps the library from that index where task runs, nearly all there are, are asked for.
-        also("runs.is_flow = 1" if which.is_flow else "+runs.is_flow = 0")
     if which.flow_run_id is not None:
         also("runs.flow_id = ?", which.flow_run_id.bytes)
     for tag in others:
@@ -97,26 +106,25 @@ def _parts(which: RunFilter, known: Known, cursor: UUID | None) -> list[Part]:
     is_led = first is not None or which.name is not None or which.flow_run_id is not None
     by_task = not is_led and known.tasks is not None and len(known.tasks) <= _MOST_PARTS
     by_kind = not is_led and not by_task and known.kinds is not None and len(known.kinds) <= _MOST_PARTS
+    # A plus keeps the library from an index that we do not lead it along. Many numbers are one value, as it takes few.
     if known.kinds is not None and not by_kind:
-        also(f"+runs.kind IN ({_marks(known.kinds)})", *known.kinds)
+        also("+runs.kind IN (SELECT value FROM json_each(?))", str(known.kinds))
     if known.tasks is not None and not by_task:
-        also(f"+runs.task IN ({_marks(known.tasks)})", *known.tasks)
+        also("+runs.task IN (SELECT value FROM json_each(?))", str(known.tasks))
+    if which.name is not None and first is None:
+        return [*_given_parts(which, conditions, values, cursor), *_default_parts(which, known, conditions, values)]
+    if which.is_flow is not None and not by_task and not by_kind:  # these know the one from the other
+        also("runs.is_flow = 1" if which.is_flow else "+runs.is_flow = 0")
     if first is not None:
         if which.name is not None:
-            also(f"{_NAME} GLOB ?", glob(which.name))
+            also(f"instr({_NAME}, ?) > 0", readable(which.name))
         found = where("FROM run_tags CROSS JOIN runs ON runs.id = run_tags.id", ["run_tags.tag = ?", *conditions])
-        return [Part(found, [first, *values], ident, ident)]
-    if which.name is not None:
-        return _named_parts(which.name, known, conditions, values)
+        return [Part(found, [first, *values], ident)]
     if by_task or by_kind:
         column, numbers = ("task", known.tasks) if by_task else ("kind", known.kinds)
         found = where("FROM runs", [f"runs.{column} = ?", *conditions])
         return [Part(found, [number, *values]) for number in numbers or [-1]]
     return [Part(where("FROM runs", conditions), values)]
-
-
-def _marks(values: list[Any]) -> str:
-    return ", ".join("?" * len(values))
 
 
 #: The name of a run in SQL.
@@ -126,30 +134,66 @@ _NAME = (
 )
 
 
-def _named_parts(text: str, known: Known, conditions: list[str], values: list[Any]) -> list[Part]:
-    """Runs with `text` in their names: given names by their three-letter pieces, default names by their two halves."""
-    digits = text.rpartition("-")[2]
-    is_hex = len(digits) <= 6 and all(one in "0123456789abcdef" for one in digits)
-    if len(text) < 3 or len(known.named) > _MOST_PARTS or ("-" not in text and is_hex and len(text) < 4):
-        # Too short for an index, and so most likely in many names: the newest are looked through.
-        return [Part(where("FROM runs", [*conditions, f"{_NAME} GLOB ?"]), [*values, glob(text)])]
-    given = "FROM run_names CROSS JOIN runs ON runs.id = run_names.id"
-    parts = [Part(where(given, ["run_names.name GLOB ?", *conditions]), [glob(text), *values], order="run_names.rowid")]
-    unnamed = ["runs.name IS NULL", *conditions]
-    for task in known.named:
-        parts.append(Part(where("FROM runs", ["runs.task = ?", *unnamed]), [task, *values]))
-    if is_hex and "-" in text:
-        low, high = int(digits.ljust(6, "0"), 16), int(digits.ljust(6, "f"), 16)
-        tails = ["runs.short BETWEEN ? AND ?", f"+runs.task IN ({_marks(known.tailed)})", *unnamed]
-        parts.append(Part(where("FROM runs", tails), [low, high, *known.tailed, *values]))
-    elif is_hex:
-        inside = f"runs.short IN ({', '.join(map(str, sorted(_shorts(digits))))})"
-        parts.append(Part(where("FROM runs", [inside, *unnamed]), values))
-    return parts
+def _given_parts(which: RunFilter, conditions: list[str], values: list[Any], cursor: UUID | None) -> list[Part]:
+    """Runs with the text in the names they were given, by the three-letter pieces of it."""
+    text = readable(which.name or "")
+    also = ["instr(run_names.name, ?) > 0"]
+    bounds: list[Any] = [text]
+    # For the index: a piece in which nothing has a meaning of its own. Given one of two letters, it finds nothing.
+    piece = max(re.split(r"[*?[]", text), key=len)[:100]
+    if len(piece) >= 3:
+        also.append("run_names.name GLOB ?")
+        bounds.append(f"*{piece}*")
+    if cursor is not None:
+        also.append("run_names.rowid < ?")
+        bounds.append(first_number((cursor.int >> 80) + 1))
+    if which.before is not None:
+        also.append("run_names.rowid < ?")
+        bounds.append(first_number(milliseconds(which.before)))
+    if which.since is not None:
+        also.append("run_names.rowid >= ?")
+        bounds.append(first_number(milliseconds(which.since)))
+    if which.is_flow is not None:
+        conditions = [*conditions, f"+runs.is_flow = {int(which.is_flow)}"]
+    found = where("FROM run_names CROSS JOIN runs ON runs.id = run_names.id", [*also, *conditions])
+    return [Part(found, [*bounds, *values], order="run_names.rowid")]
+
+
+def _default_parts(which: RunFilter, known: Known, conditions: list[str], values: list[Any]) -> list[Part]:
+    """Runs without a given name and with the text in what they have instead: their task's, a dash, six digits.
+
+    The indexes by task and by number hold both, so that nothing but what fits is looked at in the rows.
+    """
+    text = readable(which.name or "")
+    _, dash, digits = text.rpartition("-")
+    is_hex = 1 <= len(digits) <= 6 and all(one in "0123456789abcdef" for one in digits)
+    of_any_task = conditions
+    if which.is_flow is not None:
+        of_any_task = [f"+runs.task IN (SELECT id FROM tasks WHERE is_flow = {int(which.is_flow)})", *conditions]
+    if (is_hex and len(digits) < 3 and not dash) or len(known.named) > _MOST_PARTS:
+        # In so many names, as the last digits of runs in a row are all different, that the newest are looked through.
+        found = where("FROM runs", ["runs.short IS NOT NULL", *of_any_task, f"instr({_NAME}, ?) > 0"])
+        return [Part(found, [*values, text])]
+    of_task = "FROM runs INDEXED BY runs_by_task"
+    by_number = "FROM runs INDEXED BY runs_by_short"
+    walk = where(of_task, ["runs.task = ?", "runs.short IS NOT NULL", *conditions])
+    parts = [Part(walk, [task, *values]) for task in known.named]
+    if not is_hex or (dash and not known.tailed):
+        return parts
+    if not dash:
+        walk = where(by_number, ["runs.short IN (SELECT value FROM json_each(?))", *of_any_task])
+        return [*parts, Part(walk, [str(sorted(_shorts(digits))), *values])]
+    bounds = [int(digits.ljust(6, "0"), 16), int(digits.ljust(6, "f"), 16)]
+    if len(digits) < 3 and len(known.tailed) <= _MOST_PARTS:
+        walk = where(of_task, ["runs.task = ?", "runs.short BETWEEN ? AND ?", *conditions])
+        return parts + [Part(walk, [task, *bounds, *values]) for task in known.tailed]
+    inside = "+runs.task IN (SELECT value FROM json_each(?))"
+    walk = where(by_number, ["runs.short BETWEEN ? AND ?", inside, *conditions])
+    return [*parts, Part(walk, [*bounds, str(known.tailed), *values])]
 
 
 def _shorts(digits: str) -> set[int]:
-    """Every number whose six hexadecimal digits contain `digits`, of which there are at least four."""
+    """Every number whose six hexadecimal digits contain `digits`, of which there are at least three."""
     free = 6 - len(digits)
     found: set[int] = set()
     for before in range(free + 1):
@@ -158,11 +202,6 @@ def _shorts(digits: str) -> set[int]:
             base = (head << (4 * (6 - before))) | (int(digits, 16) << (4 * after))
             found.update(base | tail for tail in range(16**after))
     return found
-
-
-def glob(text: str) -> str:
-    """A pattern for names that contain `text`, in which nothing has a meaning of its own."""
-    return f"*{''.join(f'[{one}]' if one in '*?[' else one for one in clean(text))}*"
 
 
 def _first_id(time: Any) -> bytes:

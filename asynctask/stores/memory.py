@@ -18,7 +18,7 @@ from ..clocks import Clock
 from ..errors import ObjectNotFound, StoreError
 from ..flights import Flights
 from ..limits import ConcurrencyLimit, Limits
-from ..records import LogEntry, TaskRun
+from ..records import LogEntry, TaskRun, own_key
 from ..runs import Journal, Run, Trace
 from ..settings import settings
 from ..states import State
@@ -129,10 +129,12 @@ class MemoryStore:
                 self._history.remove(trace)
             for pair in [one for one in list(self._logs) if one[0] in numbers]:
                 self._logs.remove(pair)
+        for number in numbers:
+            self._shelf.drop(own_key(number))
 
     def _find(self, run_id: UUID) -> Trace:
         number = run_id.int
-        for trace in self._traces():
+        for trace in reversed(list(self._traces())):  # the last one of a run that was rolled back
             if trace.number == number:
                 return trace
         raise ObjectNotFound(

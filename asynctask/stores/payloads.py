@@ -17,6 +17,7 @@ import contextlib
 import errno
 import hashlib
 import hmac
+import io
 import os
 import re
 import stat
@@ -157,7 +158,7 @@ class Payloads:
             if error.errno == errno.ELOOP:
                 raise _damaged(key, f"its file {path!r} is a symbolic link, which is not followed") from error
             raise
-        with open(descriptor, "rb", buffering=0) as opened:
+        with _opened(descriptor, path) as opened:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode) or status.st_size != size:
                 raise _damaged(key, f"its file {path!r} is not the {size:,} bytes that were written")
@@ -205,7 +206,7 @@ class Payloads:
                     f"the key file {self.key_path!r} is a symbolic link: put the file itself there"
                 ) from error
             raise
-        with open(descriptor, "rb", buffering=0) as opened:
+        with _opened(descriptor, self.key_path) as opened:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise StoreError(f"{self.key_path!r} is to be the key file of the store, and is no file: remove it")
@@ -313,7 +314,7 @@ def _holds(path: str, content: bytes) -> bool:
     rest = memoryview(content)
     try:
         descriptor = os.open(path, os.O_RDONLY | FLAGS)
-        with open(descriptor, "rb", buffering=0) as opened:
+        with _opened(descriptor, path) as opened:
             if os.fstat(descriptor).st_size != len(content):
                 return False
             while chunk := opened.read(CHUNK):
@@ -353,6 +354,14 @@ def _check_owner(path: str, status: os.stat_result) -> None:
             f"{path!r} belongs to user {status.st_uid}, and this process runs as user {os.geteuid()}: who can write"
             " there could make it run any code; give it to this user (chown), or use a store of its own"
         )
+
+
+def _opened(descriptor: int, path: str) -> io.FileIO:
+    try:
+        return open(descriptor, "rb", buffering=0)
+    except IsADirectoryError as error:  # it does not take the descriptor then
+        os.close(descriptor)
+        raise IsADirectoryError(error.errno, error.strerror, path) from error
 
 
 def _sync_folder(path: str) -> None:

@@ -44,12 +44,23 @@ class Batch(NamedTuple):
     """What one transaction writes."""
 
     traces: list[Trace]
-    #: Of these, the runs of which there is no row yet, and those whose given name is new.
-    new: list[Trace]
-    named: list[Trace]
     logs: list[tuple[int, LogEntry]]
     #: Of the runs under way: how many states they had when they were taken.
     lengths: dict[int, int]
+    #: The recorder's: which runs have a row. Looked at as late as can be, for the file may turn out to be a new one.
+    rows: dict[int, tuple[int, bool]]
+
+    def new(self) -> list[Trace]:
+        """The runs of which there is no row yet."""
+        return [trace for trace in self.traces if trace.number not in self.rows]
+
+    def named(self) -> list[Trace]:
+        """Those whose given name is new."""
+        return [
+            trace
+            for trace in self.traces
+            if trace.given_name is not None and ((row := self.rows.get(trace.number)) is None or not row[1])
+        ]
 
 
 class Recorder:
@@ -127,6 +138,21 @@ class Recorder:
             except RuntimeError:  # the desk has closed in this moment; what was kept is written when it opens again
                 return
 
+    def begin_anew(self) -> None:
+        """The file was opened, and may be another one than before: no run is known to have a row."""
+        self._rows.clear()
+
+    def begin_in_child(self) -> None:
+        """In a forked child: what waits is its parent's."""
+        self._queue.clear()
+        self._logs.clear()
+        self._rows.clear()
+        self._room.clear()
+        self.journals.clear()
+        self._bell = self._loop = self._writing = self.failure = None
+        self._is_asleep = False
+        self._dropped = 0
+
     # -- at the desk --------------------------------------------------------------------------------------------------
 
     async def run(self, closing: asyncio.Event) -> None:
@@ -191,23 +217,20 @@ class Recorder:
             taken[trace.number] = trace  # a later one of the same run has all that an earlier one had
         lengths: dict[int, int] = {}
         rows = self._rows
-        newest = int((self._now() - (0 if young else YOUNG)) * 1000) << 80
+        now = self._now()
         for journal in list(self.journals):
             for run in list(journal.live.values()):
                 row = rows.get(run.number)
-                length = len(run.states)
-                if (row is not None and row[0] == length) or (row is None and run.number > newest):
+                if row is None:
+                    if not young and 0 <= now - run.states[0].time < YOUNG:  # less than 0: the clock was set back
+                        continue
+                elif row[0] == len(run.states):
                     continue
-                if taken.setdefault(run.number, run) is run:
-                    lengths[run.number] = length
-        new = [trace for number, trace in taken.items() if number not in rows]
-        named = [
-            trace
-            for number, trace in taken.items()
-            if trace.given_name is not None and ((row := rows.get(number)) is None or not row[1])
-        ]
+                if run.number not in taken:
+                    trace = taken[run.number] = run.traced(run.waiting_on)  # as it is now: it goes on meanwhile
+                    lengths[run.number] = len(trace.states)
         logs = [self._logs.popleft() for _ in range(min(len(self._logs), BATCH))]
-        return Batch(list(taken.values()), new, named, logs, lengths)
+        return Batch(list(taken.values()), logs, lengths, rows)
 
     def _put_back(self, batch: Batch) -> None:
         ended = [trace for trace in batch.traces if trace.number not in batch.lengths]

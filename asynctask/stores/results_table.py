@@ -47,6 +47,7 @@ class Results:
 
     async def read(self, key: str) -> StoredResult | None:
         """What is kept under `key`. Raises `DamagedResult` and `MissingResult`."""
+        epoch = self._epoch
         rows = await self._database.read(sql.READ_RESULT, (sql.key_digest(key),))
         if not rows:
             return None
@@ -60,7 +61,8 @@ class Results:
             key=key, payload=payload, serializer=serializer, task_name=task_name,
             run_number=int.from_bytes(run_id, "big"), created=created, expires=expires,
         )  # fmt: skip
-        self._shelf.put(found)
+        if self._epoch == epoch:  # else it may have been replaced since
+            self._shelf.put(found)
         return found
 
     async def write(self, results: Sequence[StoredResult], *, at_hand: bool) -> None:

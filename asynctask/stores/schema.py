@@ -14,16 +14,19 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             id INTEGER PRIMARY KEY, key TEXT NOT NULL, name TEXT NOT NULL, is_flow INTEGER NOT NULL,
             UNIQUE (key, name, is_flow))""",
         "CREATE INDEX tasks_by_name ON tasks (name)",
+        # Of states. Tasks and flows have each their own, so that an index of them tells one from the other.
         """CREATE TABLE kinds (
-            id INTEGER PRIMARY KEY, type TEXT NOT NULL, name TEXT NOT NULL, UNIQUE (type, name))""",
+            id INTEGER PRIMARY KEY, type TEXT NOT NULL, name TEXT NOT NULL, is_flow INTEGER NOT NULL,
+            UNIQUE (type, name, is_flow))""",
         # WITHOUT ROWID: one tree less to write to, and every index ends with the id, in whose order runs are listed.
+        # `short` is the number in the name of a run that was given none, and NULL in those that were.
         """CREATE TABLE runs (
             id BLOB PRIMARY KEY, task INTEGER NOT NULL, kind INTEGER NOT NULL, is_flow INTEGER NOT NULL,
-            name TEXT, short INTEGER NOT NULL, flow_id BLOB, parent_id BLOB, upstream TEXT, tags TEXT,
+            name TEXT, short INTEGER, flow_id BLOB, parent_id BLOB, upstream TEXT, tags TEXT,
             states TEXT NOT NULL, ended REAL, parameters TEXT, error TEXT, waiting_on TEXT, owner TEXT
         ) WITHOUT ROWID""",
         "CREATE INDEX runs_by_kind ON runs (kind)",
-        "CREATE INDEX runs_by_task ON runs (task)",
+        "CREATE INDEX runs_by_task ON runs (task, id, short)",
         "CREATE INDEX runs_by_flow ON runs (flow_id) WHERE flow_id IS NOT NULL",
         "CREATE INDEX runs_of_flows ON runs (is_flow) WHERE is_flow = 1",
         "CREATE INDEX runs_by_owner ON runs (owner) WHERE owner IS NOT NULL",
@@ -48,7 +51,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "INSERT INTO cache_epoch (number) VALUES (0)",
     ),
     (
-        "CREATE INDEX runs_by_short ON runs (short)",
+        "CREATE INDEX runs_by_short ON runs (short, task)",
         # Names that people gave, by the three-letter pieces in them; the rows' numbers are in the order of the ids.
         """CREATE VIRTUAL TABLE run_names USING fts5 (
             name, id UNINDEXED, tokenize = "trigram case_sensitive 1", detail = none)""",
@@ -56,6 +59,10 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
 )  # fmt: skip
 VERSION = len(MIGRATIONS)
+#: Times of names beyond this one, in the year 2109, count as this one.
+MOST_MILLISECONDS = (1 << 42) - 1
+#: How far up in a name's row number its milliseconds are; below them the order is not quite that of the ids.
+NUMBER_SHIFT = 21
 
 
 def name_number(run_id: bytes) -> int:
@@ -64,4 +71,9 @@ def name_number(run_id: bytes) -> int:
     Two runs of one millisecond in two processes meet with a chance of 1 in 2 million; then text finds the later one.
     """
     number = int.from_bytes(run_id, "big")
-    return ((number >> 80) << 21 | number & 0x1FFFFF) & 0x7FFFFFFFFFFFFFFF
+    return first_number(number >> 80) | number & 0x1FFFFF
+
+
+def first_number(milliseconds: int) -> int:
+    """The least number of a name of this millisecond."""
+    return min(max(milliseconds, 0), MOST_MILLISECONDS) << NUMBER_SHIFT

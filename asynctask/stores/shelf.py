@@ -30,10 +30,10 @@ class Shelf:
 
     def put(self, result: StoredResult) -> None:
         """Put a result here, in the place of an older one; not one that alone would take more than half the room."""
-        self.drop(result.key)
-        if len(result.payload) > self._size // 2:
-            return
         with self._lock:
+            self._drop(result.key)
+            if len(result.payload) > self._size // 2:
+                return
             self._results[result.key] = result
             self._held += len(result.payload)
             while len(self._results) > self._entries or self._held > self._size:
@@ -42,9 +42,12 @@ class Shelf:
 
     def drop(self, key: str) -> None:
         with self._lock:
-            result = self._results.pop(key, None)
-            if result is not None:
-                self._held -= len(result.payload)
+            self._drop(key)
+
+    def _drop(self, key: str) -> None:
+        result = self._results.pop(key, None)
+        if result is not None:
+            self._held -= len(result.payload)
 
     def clear(self) -> None:
         with self._lock:

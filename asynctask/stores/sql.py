@@ -8,16 +8,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
-from uuid import UUID
 
-import msgspec
-
-from ..records import LogEntry, TaskRun, attempts, began, ended, own_key, seconds_running
-from ..redact import safe_text
+from ..records import LogEntry, own_key
 from ..runs import Trace
-from ..states import State, StateType
 from .base import StoredResult
 from .payloads import Sealed
 from .schema import name_number
@@ -27,10 +22,8 @@ COLUMNS = (
     "parameters", "error", "waiting_on", "owner", "result",
 )  # fmt: skip
 #: What may change after a run's row was first written.
-_CHANGING = [one for one in COLUMNS if one not in ("id", "task", "is_flow", "short")]
+_CHANGING = [one for one in COLUMNS if one not in ("id", "task", "is_flow")]
 _UPSERT_END = " ON CONFLICT (id) DO UPDATE SET " + ", ".join(f"{one} = excluded.{one}" for one in _CHANGING)
-#: Rows in one statement.
-ROWS_AT_ONCE = 250
 
 COUNTS = "SELECT (SELECT count(*) FROM runs), (SELECT count(*) FROM results), (SELECT count(*) FROM logs)"
 #: The length of a log line, an error or a history message, beyond which it is cut.
@@ -52,26 +45,19 @@ def where(source: str, conditions: list[str]) -> str:
 _ONE_ROW = f"({', '.join('?' * len(COLUMNS))})"
 
 
-def inserts(rows: list[tuple[Any, ...]]) -> Iterator[Query]:
-    """Statements that insert or replace `rows`, many in one: the library then works without our interpreter's lock."""
-    size = ROWS_AT_ONCE
-    while rows:
-        while size > len(rows):  # few different sizes, because each is a statement to prepare
-            size = size // 5 or 1
-        for start in range(0, len(rows) - size + 1, size):
-            yield Query(_upsert(size), [value for row in rows[start : start + size] for value in row])
-        rows = rows[len(rows) - len(rows) % size :]
-
-
 @functools.cache
-def _upsert(count: int) -> str:
+def upsert(count: int) -> str:
+    """Insert `count` runs, or replace what may have changed in them; takes their columns one after another."""
     return f"INSERT INTO runs ({', '.join(COLUMNS)}) VALUES {', '.join([_ONE_ROW] * count)}{_UPSERT_END}"
 
 
 def clean(text: str) -> str:
     """`text` as any database takes it: no NUL, no lone surrogates, not endless."""
-    if len(text) > LONGEST:
-        text = f"{text[:LONGEST]}... ({len(text):,} characters)"
+    return readable(text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text):,} characters)")
+
+
+def readable(text: str) -> str:
+    """`text` without NUL and lone surrogates; however long it is."""
     if "\0" in text:
         text = text.replace("\0", "\\x00")
     if not text.isascii():
@@ -79,122 +65,15 @@ def clean(text: str) -> str:
     return text
 
 
-class Numbers(NamedTuple):
-    """The small numbers that stand for tasks and kinds of states in rows, as far as this process knows them."""
-
-    tasks: dict[tuple[str, str, bool], int]
-    kinds: dict[tuple[str, str], int]
-
-
-_encode = msgspec.json.encode
-_decode_states = msgspec.json.Decoder(list[State]).decode
-_decode_texts = msgspec.json.Decoder(list[str]).decode
-_decode_parameters = msgspec.json.Decoder(dict[str, str]).decode
-
-
-def history(states: Sequence[State]) -> str:
-    """States as JSON: lists of type, name, time and message."""
-    try:
-        text = _encode(states).decode()
-    except UnicodeEncodeError:
-        text = ""
-    if not text or len(text) > LONGEST or "\\u0000" in text:
-        cleaned = [State(one.type, clean(one.name), one.time, clean(one.message)) for one in states]
-        text = _encode(cleaned).decode()
-    return text
-
-
-def row_of(trace: Trace, numbers: Numbers, owner: str) -> tuple[Any, ...]:
-    """A run as a row. `owner`, the name of this process, stands in it until the run is over."""
-    number = trace.number
-    states = trace.states
-    last = states[-1]
-    spec = trace.spec
-    is_final = last.is_final()
-    parameters = trace.shown_parameters()
-    return (
-        number.to_bytes(16, "big"),
-        numbers.tasks[spec.key, spec.name, spec.is_flow],
-        numbers.kinds[last.type, last.name],
-        1 if spec.is_flow else 0,
-        None if trace.given_name is None else clean(trace.given_name),
-        number & 0xFFFFFF,
-        None if trace.flow_number is None else trace.flow_number.to_bytes(16, "big"),
-        None if trace.parent_number is None else trace.parent_number.to_bytes(16, "big"),
-        _encode([f"{one:032x}" for one in trace.upstream]).decode() if trace.upstream else None,
-        _encode(sorted(map(clean, trace.tags))).decode() if trace.tags else None,
-        history(states),
-        last.time if is_final else None,
-        _encode(parameters).decode() if parameters else None,
-        None if trace.failure is None else error_text(trace.failure),
-        None if is_final else trace.waiting_on,
-        None if is_final else owner,
-        trace.result,
-    )  # fmt: skip
-
-
-def error_text(failure: tuple[BaseException, Any]) -> str:
-    """The traceback of a failed run, from its body on, without the values of variables."""
-    import traceback
-
-    error, trace = failure
-    try:
-        lines = traceback.TracebackException(type(error), error, trace, limit=50).format()
-        return safe_text("".join(lines), LONGEST, kept="\n\t")
-    except Exception as broken:  # deliberate: an exception whose text raises is recorded as well
-        return f"{type(error).__name__} (its traceback cannot be shown: {type(broken).__name__})"
-
-
-#: What `record_of` reads.
+#: What `rows.record_of` reads.
 SHOWN = f"SELECT {', '.join('runs.' + one for one in COLUMNS)}, tasks.key, tasks.name"
 READ_RUN = f"{SHOWN} FROM runs JOIN tasks ON tasks.id = runs.task WHERE runs.id = ?"
 
 
-def record_of(row: Sequence[Any]) -> TaskRun:
-    """The run that a row of `READ_RUN` or of a list is."""
-    values = dict(zip(COLUMNS, row, strict=False))
-    task_key, task_name = row[len(COLUMNS) :]
-    states = _decode_states(values["states"])
-    number = int.from_bytes(values["id"], "big")
-    last = states[-1]
-    return TaskRun(
-        id=UUID(int=number),
-        name=values["name"] or default_name(task_name, number),
-        task_key=task_key,
-        task_name=task_name,
-        flow_run_id=_uuid(values["flow_id"]),
-        parent_task_run_id=_uuid(values["parent_id"]),
-        upstream_task_run_ids=[UUID(one) for one in _decode_texts(values["upstream"] or "[]")],
-        tags=_decode_texts(values["tags"] or "[]"),
-        parameters=_decode_parameters(values["parameters"] or "{}"),
-        state=last,
-        state_type=last.type,
-        state_name=last.name,
-        states=states,
-        run_count=attempts(states),
-        start_time=began(states),
-        end_time=ended(states),
-        total_run_time=seconds_running(states),
-        waiting_on=values["waiting_on"],
-        is_flow=bool(values["is_flow"]),
-        error=values["error"],
-        result=values["result"],
-    )
-
-
-def default_name(task_name: str, number: int) -> str:
-    """The name of a run that was given none."""
-    return f"{task_name}-{number & 0xFFFFFF:06x}"
-
-
-def _uuid(value: bytes | None) -> UUID | None:
-    return None if value is None else UUID(bytes=value)
-
-
 NEW_TASK = "INSERT INTO tasks (key, name, is_flow) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
 FIND_TASK = "SELECT id FROM tasks WHERE key = ? AND name = ? AND is_flow = ?"
-NEW_KIND = "INSERT INTO kinds (type, name) VALUES (?, ?) ON CONFLICT DO NOTHING"
-FIND_KIND = "SELECT id FROM kinds WHERE type = ? AND name = ?"
+NEW_KIND = "INSERT INTO kinds (type, name, is_flow) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+FIND_KIND = "SELECT id FROM kinds WHERE type = ? AND name = ? AND is_flow = ?"
 
 
 # -- details of runs ----------------------------------------------------------------------------------------------
@@ -219,14 +98,13 @@ def log_row(run_number: int, entry: LogEntry) -> tuple[Any, ...]:
     return run_number.to_bytes(16, "big"), entry.time, entry.level, clean(entry.logger), clean(entry.message)
 
 
-def crashed(states: str, message: str, now: float) -> tuple[str, float]:
-    """A history in JSON that now ends Crashed, and when it ended: never before its last state."""
-    before = _decode_states(states)
-    ended_at = max(now, before[-1].time + 2e-6)
-    return history([*before, State(StateType.CRASHED, "Crashed", ended_at, message)]), ended_at
-
-
-END_RUN = "UPDATE runs SET states = ?, ended = ?, kind = ?, owner = NULL, waiting_on = NULL WHERE id = ?"
+CRASHED = ("CRASHED", "Crashed")
+END_RUN = """UPDATE runs SET states = ?, ended = ?, owner = NULL, waiting_on = NULL,
+    kind = (SELECT kinds.id FROM kinds WHERE type = ? AND kinds.name = ? AND kinds.is_flow = runs.is_flow)
+    WHERE id = ?"""
+IS_PRESENT = "SELECT count(*) FROM processes WHERE name = ?"
+#: Not while runs say that they are this process's: whoever opens the store next ends them as Crashed.
+DISAPPEAR = "DELETE FROM processes WHERE name = ? AND NOT EXISTS (SELECT 1 FROM runs WHERE owner = ?)"
 WRITE_LIMIT = "INSERT INTO limits (tag, size) VALUES (?, ?) ON CONFLICT (tag) DO UPDATE SET size = excluded.size"
 
 # -- deleting -----------------------------------------------------------------------------------------------------

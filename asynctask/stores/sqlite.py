@@ -13,6 +13,8 @@ import logging
 import os
 import socket
 import sqlite3
+import time
+import weakref
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -36,6 +38,7 @@ from .guard import KeyLocks, Presence, is_alive, remove
 from .lists import ALL_TASKS, FIND_KINDS, FIND_TASKS, Known, count_runs, list_runs, tasks_named
 from .recorder import Batch, Recorder
 from .results_table import Results
+from .rows import Numbers, crashed, insert_runs, record_of
 from .shelf import Shelf
 
 logger = logging.getLogger("asynctask")
@@ -70,14 +73,20 @@ class SQLiteStore:
         self._database: Database
         self._presence: Presence | None = None
         self._results: Results
-        self._numbers = sql.Numbers({}, {})
+        self._numbers = Numbers()
         self._pruned = 0.0
+        _stores.add(self)
 
-    def empty_copy(self) -> SQLiteStore:
-        """In a forked child: a store on the same file, with nothing open. What the parent had open is never touched."""
-        if hasattr(self, "_database"):
-            self._database.leave_behind()
-        return SQLiteStore(self.path)
+    def begin_anew(self) -> None:
+        """In a forked child: nothing is open, and nothing of what the parent has is to be written here."""
+        for journal in list(self._recorder.journals):
+            journal.keep = journal.keep_log = _ignore
+        self._recorder.begin_in_child()
+        self._desk = Desk("asynctask-store", self._at_desk)
+        self._presence = None
+        self.limits = Limits()
+        self.limits.is_known = False
+        self.flights = Flights()
 
     # -- the desk -----------------------------------------------------------------------------------------------------
 
@@ -113,11 +122,13 @@ class SQLiteStore:
 
     async def _prepare(self, writer: aiosqlite.Connection) -> None:
         """The file was opened: for the first time, or anew because it was replaced."""
-        self._numbers = sql.Numbers({}, {})
+        self._numbers = Numbers()
         self._results.begin_anew()
-        if self._presence is not None:
-            self._presence.close()
+        self._recorder.begin_anew()
+        presence = self._presence
+        if presence is not None and not await one(writer, sql.IS_PRESENT, (presence.name,)):  # it is another file
             self._presence = None
+            presence.close()
         await self._end_the_dead(writer)
         for tag, size in await writer.execute_fetchall("SELECT tag, size FROM limits"):
             self.limits.set(tag, size)
@@ -142,8 +153,9 @@ class SQLiteStore:
         if presence is None:
             return
         try:
-            async with self._database.writing() as writer:
-                await writer.execute("DELETE FROM processes WHERE name = ?", (presence.name,))
+            if self._recorder.failure is None:  # else it would only take longer
+                async with self._database.writing() as writer:
+                    await writer.execute(sql.DISAPPEAR, (presence.name, presence.name))
         except StoreError as error:  # the next one who opens the store finds us gone
             logger.debug("the store %r was left without taking leave: %s", self.path, error)
         finally:
@@ -158,9 +170,9 @@ class SQLiteStore:
             text = f"its process (pid {pid}) ended without ending it"
             found = list(await writer.execute_fetchall("SELECT id, states FROM runs WHERE owner = ?", (name,)))
             await writer.execute("BEGIN IMMEDIATE")
-            await writer.execute(sql.NEW_KIND, ("CRASHED", "Crashed"))
-            kind = await one(writer, sql.FIND_KIND, ("CRASHED", "Crashed"))
-            ends = [(*sql.crashed(states, text, self._clock.now()), kind, run_id) for run_id, states in found]
+            for is_flow in (0, 1):
+                await writer.execute(sql.NEW_KIND, (*sql.CRASHED, is_flow))
+            ends = [(*crashed(states, text, self._clock.now()), *sql.CRASHED, run_id) for run_id, states in found]
             await writer.executemany(sql.END_RUN, ends)
             await writer.execute("DELETE FROM processes WHERE name = ?", (name,))
             await writer.execute("COMMIT")
@@ -180,9 +192,9 @@ class SQLiteStore:
             self.limits.is_known = True
 
     async def _write_the_rest(self) -> None:
-        end = self._clock.monotonic() + LAST_SECONDS
+        end = time.monotonic() + LAST_SECONDS  # real seconds: a virtual clock stands still
         pause = 0.05
-        while not await self._recorder.try_to_write(young=True) and self._clock.monotonic() + pause < end:
+        while not await self._recorder.try_to_write(young=True) and time.monotonic() + pause < end:
             await asyncio.sleep(pause)
             pause *= 2
         if self._recorder.failure is not None:
@@ -196,8 +208,7 @@ class SQLiteStore:
         owner = await self._appear()
         async with self._database.writing() as writer:
             numbers = await self._numbered(writer, batch)
-            rows = [sql.row_of(trace, numbers, owner) for trace in batch.traces]
-            for text, values in sql.inserts(rows):
+            for text, values in insert_runs(batch.traces, numbers, owner):
                 await writer.execute(text, values)
             await self._insert_details(writer, batch)
             await self._results.look_at_epoch(writer)
@@ -206,30 +217,29 @@ class SQLiteStore:
             self._pruned = self._clock.now()
             await self._prune_by_settings()
 
-    async def _numbered(self, writer: aiosqlite.Connection, batch: Batch) -> sql.Numbers:
+    async def _numbered(self, writer: aiosqlite.Connection, batch: Batch) -> Numbers:
         """The numbers of tasks and kinds of states, with new ones for those that have none."""
-        tasks = {(trace.spec.key, trace.spec.name, trace.spec.is_flow) for trace in batch.traces}
-        kinds = {(trace.states[-1].type, trace.states[-1].name) for trace in batch.traces}
-        known = self._numbers
-        if tasks <= known.tasks.keys() and kinds <= known.kinds.keys():
-            return known
-        known = sql.Numbers(dict(known.tasks), dict(known.kinds))  # a copy: the transaction may fail
-        for key, name, is_flow in tasks - known.tasks.keys():
+        tasks, kinds = self._numbers.missing(batch.traces)
+        if not tasks and not kinds:
+            return self._numbers
+        known = self._numbers.copy()  # the transaction may fail
+        for key, name, is_flow in tasks:
             values = (sql.clean(key), sql.clean(name), int(is_flow))
             await writer.execute(sql.NEW_TASK, values)
             known.tasks[key, name, is_flow] = await one(writer, sql.FIND_TASK, values)
-        for type, name in kinds - known.kinds.keys():
-            await writer.execute(sql.NEW_KIND, (type.value, sql.clean(name)))
-            known.kinds[type, name] = await one(writer, sql.FIND_KIND, (type.value, sql.clean(name)))
+        for type, name, is_flow in kinds:
+            values = (type, sql.clean(name), int(is_flow))
+            await writer.execute(sql.NEW_KIND, values)
+            known.kinds[type, name, is_flow] = await one(writer, sql.FIND_KIND, values)
         return known
 
     async def _insert_details(self, writer: aiosqlite.Connection, batch: Batch) -> None:
         """Tags, given names and logs, for the few runs that have them."""
-        tags = sql.new_tags(batch.new)
+        tags = sql.new_tags(batch.new())
         if tags:
             await writer.executemany("INSERT INTO run_tags (tag, id) VALUES (?, ?) ON CONFLICT DO NOTHING", tags)
-        if batch.named:
-            names = [sql.name_row(trace) for trace in batch.named]
+        names = [sql.name_row(trace) for trace in batch.named()]
+        if names:
             await writer.executemany("INSERT OR REPLACE INTO run_names (rowid, name, id) VALUES (?, ?, ?)", names)
         if batch.logs:
             await writer.executemany(sql.INSERT_LOG, [sql.log_row(number, entry) for number, entry in batch.logs])
@@ -247,7 +257,7 @@ class SQLiteStore:
         rows = await self._read(sql.READ_RUN, (run_id.bytes,))
         if not rows:
             raise ObjectNotFound(f"there is no run {run_id} in {self.path!r}")
-        return sql.record_of(rows[0])
+        return record_of(rows[0])
 
     async def read_runs(self, which: RunFilter, limit: int, cursor: UUID | None = None) -> list[TaskRun]:
         async def question() -> list[Any]:
@@ -255,7 +265,7 @@ class SQLiteStore:
             query = list_runs(which, await self._known(which), limit, cursor)
             return await self._database.read(query.text, query.values)
 
-        return [sql.record_of(row) for row in await self._desk.ask(question)]
+        return [record_of(row) for row in await self._desk.ask(question)]
 
     async def count_runs(self, which: RunFilter) -> int:
         async def question() -> int:
@@ -272,11 +282,11 @@ class SQLiteStore:
         if which.state_type is not None or which.state_name is not None:
             type = None if which.state_type is None else which.state_type.value
             name = None if which.state_name is None else sql.clean(which.state_name)
-            kinds = [row[0] for row in await read(FIND_KINDS, (type, name))]
+            kinds = [row[0] for row in await read(FIND_KINDS, (type, name, which.is_flow))]
         if which.task_name is not None:
-            tasks = [row[0] for row in await read(FIND_TASKS, (sql.clean(which.task_name),))]
-        every = [] if which.name is None else await read(ALL_TASKS)
-        return Known(kinds, tasks, *tasks_named(which.name or "", every))
+            tasks = [row[0] for row in await read(FIND_TASKS, (sql.clean(which.task_name), which.is_flow))]
+        every = [] if which.name is None else await read(ALL_TASKS, (which.is_flow,))
+        return Known(kinds, tasks, *tasks_named(sql.readable(which.name or ""), every))
 
     async def read_run_states(self, run_id: UUID) -> Sequence[State]:
         return (await self.read_run(run_id)).states
@@ -388,3 +398,19 @@ class SQLiteStore:
                 await writer.execute(text, values)
 
         await self._desk.ask(question)
+
+
+_stores: weakref.WeakSet[SQLiteStore] = weakref.WeakSet()
+
+
+def _ignore(*_: object) -> None:
+    """A forked child's part in the recording of its parent's runs."""
+
+
+def _begin_anew() -> None:
+    for store in list(_stores):
+        store.begin_anew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)

@@ -1,35 +1,22 @@
-"""What every store must do. A new store is one more line in STORES."""
+"""What every store must do with runs and limits. A new store is one more line in `STORES` of `testkit`."""
 
+import sqlite3
 import threading
 import uuid
-from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 
-from asynctask import Runtime, State, StateType, TaskRun, flow, task
-from asynctask.errors import ObjectNotFound
-from asynctask.stores.base import RunFilter, Store
+from asynctask import Runtime, State, StateType, TaskRun, flow, get_run_logger, tags, task
+from asynctask.errors import CancelledRun, ObjectNotFound
+from asynctask.runs import Run
+from asynctask.states import Completed, Failed
+from asynctask.stores.base import RunFilter
 from asynctask.stores.memory import MemoryStore
+from asynctask.stores.schema import VERSION
 from asynctask.stores.sqlite import SQLiteStore
 from testkit import until
-
-#: Each makes an empty store, in a folder of its own, that keeps at least the given number of ended runs.
-STORES: dict[str, Callable[[Path, int], Store]] = {
-    "memory": lambda folder, size: MemoryStore(size),
-    "sqlite": lambda folder, size: SQLiteStore(folder / "runs.db"),
-}
-
-
-@pytest.fixture(params=STORES, ids=list(STORES))
-def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[int], Store]:
-    return lambda size: STORES[request.param](tmp_path, size)
-
-
-@pytest.fixture
-def store(make: Callable[[int], Store]) -> Store:
-    return make(1000)
 
 
 @task(tags=["even"])
@@ -227,3 +214,170 @@ async def test_flushing_can_be_repeated(store):
         await double(1)
     for _ in range(2):
         await store.flush()
+
+
+async def test_every_field_of_a_record_survives_the_trip(make):
+    """What the store gives back of runs that it has taken, and what the runs themselves said at their end."""
+    store = make()
+    said: dict[uuid.UUID, TaskRun] = {}
+
+    def note(task: Any, run: Run, state: State) -> None:
+        said[run.id] = run.record()
+
+    noted: Any = {"on_completion": note, "on_failure": note}
+
+    @task(tags=["a", "b"], task_run_name="the {number}th", **noted)
+    async def first(number: int, password: str, long: str, data: dict[str, Any]) -> int:
+        return number
+
+    @task(retries=1, persist_result=True, **noted)
+    async def second(x: int, y: float = 0.5) -> None:
+        raise ValueError("no: ünïcode 🎉")
+
+    @flow(name="whole", **noted)
+    async def whole(count: int) -> str:
+        with tags("extra"):
+            one = first.submit(count, "hunter2", "x" * 5000, {"token": "t", "k": [1, 2]})
+        await one
+        await second(one, return_state=True)
+        return "done"
+
+    async with Runtime(store=store):
+        await whole(3)
+        await store.flush()
+        runs = {run.id: run for run in await store.read_runs(EVERYTHING, 10)}
+    assert runs.keys() == said.keys()
+    for run in runs.values():
+        expected = said[run.id]
+        for field in TaskRun.__struct_fields__:
+            if field not in ("error", "result"):
+                assert getattr(run, field) == getattr(expected, field), field
+    by_task = {run.task_name: run for run in runs.values()}
+    one, two, three = (by_task[name] for name in ("first", "second", "whole"))
+    assert (one.name, one.tags, one.parameters["password"]) == ("the 3th", ["a", "b", "extra"], "'**********'")
+    assert "'**********'" in one.parameters["data"]
+    assert len(one.parameters["long"]) <= 200
+    assert (two.upstream_task_run_ids, two.run_count, two.parameters) == ([one.id], 2, {"x": "3", "y": "0.5"})
+    assert two.flow_run_id == two.parent_task_run_id == three.id
+    assert (two.result, one.result, three.parameters) == (f"run:{two.id}", None, {"count": "3"})
+    if isinstance(store, SQLiteStore):
+        assert two.error is not None
+        assert two.error.startswith("Traceback (most recent call last):\n")
+        assert 'raise ValueError("no: ünïcode 🎉")' in two.error
+        assert (one.error, three.error) == (None, None)
+
+
+async def test_runs_under_way_say_what_they_wait_for(store):
+    go, failed = anyio.Event(), anyio.Event()
+
+    @task
+    async def upstream() -> int:
+        await go.wait()
+        return 1
+
+    @task(tags=["narrow"])
+    async def narrow(x: int) -> None:
+        await go.wait()
+
+    @task(retries=1, retry_delay_seconds=3600)
+    async def again() -> None:
+        failed.set()
+        raise ValueError("no")
+
+    async with Runtime(store=store, shutdown_timeout=0):
+        await store.write_limit("narrow", 1)
+        running = upstream.submit()
+        pending = triple.submit(running)
+        held = narrow.submit(1)
+        await until(lambda: held.state.is_running())  # trio starts those of one moment in any order
+        slot = narrow.submit(2)
+        retry = again.submit()
+        await until(lambda: retry.state.name == "AwaitingRetry" and slot.state.name == "AwaitingConcurrencySlot")
+        runs = {run.id: run for run in await store.read_runs(EVERYTHING, 10)}
+        expected = {running: "Running", pending: "Pending", held: "Running", slot: "AwaitingConcurrencySlot"}
+        for future, name in {**expected, retry: "AwaitingRetry"}.items():
+            run = runs[future.task_run_id]
+            assert (run.state_name, run.end_time, run.states[-1].name) == (name, None, name)
+            assert await store.read_run(run.id) == run
+            found = await store.read_runs(RunFilter(state_name=name), 10)
+            assert run in found
+        assert runs[pending.task_run_id].waiting_on == f"upstream {running.name} (Running)"
+        assert "narrow" in (runs[slot.task_run_id].waiting_on or "")
+        assert runs[retry.task_run_id].waiting_on
+        assert (runs[running.task_run_id].waiting_on, runs[running.task_run_id].parameters) == (None, {})
+        go.set()
+        await slot
+        retry.cancel()
+        with pytest.raises(CancelledRun):
+            await retry
+    assert {run.state_name for run in await store.read_runs(EVERYTHING, 10)} == {"Completed", "Cancelled"}
+    assert {run.waiting_on for run in await store.read_runs(EVERYTHING, 10)} == {None}
+
+
+@pytest.mark.parametrize(
+    ("state", "which"),
+    [
+        (Completed(name="Great"), RunFilter(state_name="Great", state_type=StateType.COMPLETED)),
+        (Completed(name="it's; DROP TABLE kinds; --"), RunFilter(state_name="it's; DROP TABLE kinds; --")),
+        (Completed(name="é🎉\u202e"), RunFilter(state_name="é🎉\u202e")),
+        (Failed(name="Meh", message="so so"), RunFilter(state_type=StateType.FAILED, state_name="Meh")),
+    ],
+    ids=str,
+)
+async def test_a_state_that_a_body_made_is_kept_and_found_by_its_name(store, state, which):
+    @task
+    async def work() -> State:
+        return state
+
+    async with Runtime(store=store):
+        await double(1)
+        returned = await work(return_state=True)
+    (run,) = await store.read_runs(which, 10)
+    assert (run.state_name, run.state_type) == (state.name, state.type) == (returned.name, returned.type)
+    assert run.state.message == state.message
+    assert await store.count_runs(which) == 1
+    assert await store.read_runs(RunFilter(state_name=state.name.upper()), 10) == []
+
+
+async def test_flows_are_told_from_tasks_of_the_same_name(store):
+    @flow(name="double")
+    async def double_flow() -> None:
+        await double(1)
+
+    async with Runtime(store=store):
+        await double_flow()
+        await double(2)
+    for is_flow, count in ((True, 1), (False, 2), (None, 3)):
+        for which in (RunFilter(is_flow=is_flow), RunFilter(is_flow=is_flow, task_name="double")):
+            assert await store.count_runs(which) == count == len(await store.read_runs(which, 10))
+
+
+async def test_what_is_asked_for_right_after_it_happened_is_there(store):
+    """Whoever reads, reads all that was kept before, and what has just begun."""
+    async with Runtime(store=store):
+        for number in range(30):
+            future = double.submit(number)
+            assert (await store.read_run(future.task_run_id)).parameters == {"x": str(number)}
+            await future
+            assert (await store.read_run(future.task_run_id)).state_name == "Completed"
+
+
+async def test_the_store_says_what_is_in_it(store):
+    empty = await store.info()
+    assert (empty.runs, empty.results, empty.logs) == (0, 0, 0)
+
+    @task(persist_result=True, log_prints=True)
+    async def work() -> int:
+        get_run_logger().info("one")
+        return 1
+
+    async with Runtime(store=store):
+        for _ in range(3):
+            await work()
+        full = await store.info()
+    assert (full.runs, full.results, full.logs, full.url) == (3, 3, 3, store.url)
+    if isinstance(store, SQLiteStore):
+        assert (full.path, full.schema_version) == (store.path, VERSION)
+        assert full.size_bytes > 0
+        assert full.library == f"SQLite {sqlite3.sqlite_version}"
+        assert full.is_guarded == (sqlite3.sqlite_version_info < (3, 51, 3))

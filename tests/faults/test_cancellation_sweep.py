@@ -25,10 +25,11 @@ import pytest
 import trio
 
 from asynctask import Runtime, as_completed, engine, flow, scopes, task
+from asynctask.endings import stop
 from asynctask.engine import execute
 from asynctask.errors import AsyncTaskError
 from asynctask.limits import Limits
-from asynctask.runs import Run, stop
+from asynctask.runs import Run
 from asynctask.runtime import flow_run, task_run
 from asynctask.states import RUNNING
 from asynctask.stores.memory import MemoryStore

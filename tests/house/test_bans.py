@@ -25,12 +25,20 @@ class Ban(NamedTuple):
 
 BANS = (
     Ban(r"asyncio(\.tasks)?\.wait_for", "", "it loses cancellations on 3.11; use a timeout of waiting.py"),
-    Ban(r"(.*\.)?(create_task|ensure_future)", "loops stores/desk stores/recorder", "spawn through loops.py, which keeps a strong reference"),
+    Ban(
+        r"(.*\.)?(create_task|ensure_future)",
+        "loops stores/desk stores/recorder",
+        "spawn through loops.py, which keeps a strong reference",
+    ),
     Ban(r"uuid\.uuid[1345]", "clocks", "ids come from clocks.py; a uuid4 takes 2.7 us"),
     # (a body that returns `Completed()` has been handed no clock)
     Ban(r"time\.(time|time_ns)", "clocks states", "ask the clock that was handed in"),
     Ban(r"datetime\.(datetime|date)\.(now|utcnow|today)", "clocks", "ask the clock that was handed in"),
-    Ban(r"(time|asyncio|trio|anyio)\.sleep", "bodies cli clocks loops stores waiting", "only waiting.py, stores and commands sleep"),
+    Ban(
+        r"(time|asyncio|trio|anyio)\.sleep",
+        "bodies cli clocks loops stores waiting",
+        "only waiting.py, stores and commands sleep",
+    ),
     Ban(r"random\.[a-z]\w*|secrets\.\w+|os\.urandom", "clocks", "use the random numbers that were handed in"),
     Ban(r"os\.fork(pty)?", "", "a fork copies locks that nobody in it will ever release"),
     Ban(r"multiprocessing\.(Process|Pool|Queue)", "", "these fork on Linux; use get_context('spawn')"),

@@ -3,13 +3,23 @@
 import threading
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
 
 from asynctask import Runtime, State, get_client
 from asynctask.runs import Run
+from asynctask.stores.base import Store
 from asynctask.stores.memory import MemoryStore
+from asynctask.stores.sqlite import SQLiteStore
+
+StoreMaker = Callable[..., Store]
+#: Every kind of store: each makes an empty one in a folder, that keeps at least the given number of ended runs.
+STORES: dict[str, StoreMaker] = {
+    "memory": lambda folder, size, **options: MemoryStore(size, **options),
+    "sqlite": lambda folder, size, **options: SQLiteStore(Path(folder) / "runs.db", **options),
+}
 
 
 def fresh(**options: Any) -> Runtime:
