@@ -54,8 +54,8 @@ def script(text: str, *arguments: str, **environment: str) -> str:
 
 def test_the_default_is_a_file_in_the_users_data_folder():
     folder = platformdirs.user_data_dir("asynctask", appauthor=False)
-    assert default_url() == f"sqlite:///{folder}/asynctask.db"
-    with temporary_settings(store_url=None):
+    with temporary_settings(home=None, store_url=None):
+        assert default_url() == f"sqlite:///{folder}/asynctask.db"
         assert path_of(None) == f"{folder}/asynctask.db"
 
 
