@@ -113,19 +113,33 @@ class Figure(NamedTuple):
 
 
 async def longest_pause(store: str, count: int) -> float:
-    """Milliseconds between two turns of the loop, at most, while `count` runs are made, a hundred in each turn."""
-    async with Runtime(store=store) as runtime:
-        await nothing_task()
-        await runtime.flush()
-        longest = 0.0
+    """Milliseconds between two turns of the loop, at most, while `count` runs are made, a hundred in each turn.
+
+    Seen by a child that does nothing else: what makes the runs may also have to wait for room in the queue, which
+    is no pause of the loop.
+    """
+    longest = 0.0
+    is_over = False
+
+    async def watch() -> None:
+        nonlocal longest
         last = time.perf_counter()
-        for _ in range(count // 100):
-            for _ in range(100):
-                await nothing_task()
+        while not is_over:
             await asyncio.sleep(0)
             now = time.perf_counter()
             longest = max(longest, now - last)
             last = now
+
+    async with Runtime(store=store) as runtime:
+        await nothing_task()
+        await runtime.flush()
+        watcher = asyncio.create_task(watch())
+        for _ in range(count // 100):
+            for _ in range(100):
+                await nothing_task()
+            await asyncio.sleep(0)
+        is_over = True
+        await watcher
     return longest * 1e3
 
 

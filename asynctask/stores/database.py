@@ -17,7 +17,7 @@ import contextlib
 import logging
 import os
 import sqlite3
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -27,6 +27,7 @@ from ..errors import StoreBusy, StoreDamaged, StoreError
 from .guard import FileLock, taken
 from .rest import at_work, connected, leave_open
 from .schema import MIGRATIONS, VERSION, name_number
+from .sql import Query
 
 logger = logging.getLogger("asynctask")
 
@@ -282,6 +283,22 @@ async def transaction(writer: aiosqlite.Connection) -> AsyncGenerator[None, None
         with contextlib.suppress(sqlite3.Error):  # the library may have rolled back by itself
             await writer.rollback()
         raise
+
+
+async def execute_all(writer: aiosqlite.Connection, queries: Iterable[Query]) -> None:
+    """Execute `queries` in their order, each being made while the library is busy with the one before."""
+    running: asyncio.Task[aiosqlite.Cursor] | None = None
+    try:
+        for text, values in queries:
+            if running is not None:
+                await running
+            running = asyncio.ensure_future(writer.execute(text, values))
+            await asyncio.sleep(0)  # it begins
+        if running is not None:
+            await running
+    finally:
+        if running is not None:  # not over if making the next one failed
+            await asyncio.gather(running, return_exceptions=True)
 
 
 async def one(connection: aiosqlite.Connection, text: str, values: Sequence[Any] = ()) -> Any:

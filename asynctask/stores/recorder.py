@@ -266,7 +266,7 @@ class Recorder:
             logger.warning("Runs are recorded again; what waited is written%s", lost)
             self.failure = None
             self._dropped = 0
-        if len(self._queue) < MOST_WAITING // 2:
+        if len(self._queue) <= MOST_WAITING - BATCH:  # not earlier: each time costs more than a run
             self._uncrowd()
 
 

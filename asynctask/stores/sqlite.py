@@ -32,7 +32,7 @@ from ..settings import settings
 from ..states import State
 from . import sql
 from .base import CacheEntry, RunFilter, StoredResult, StoreInfo
-from .database import SAFE, Database, one, size_of
+from .database import SAFE, Database, execute_all, one, size_of
 from .desk import Desk
 from .guard import KeyLocks, Presence, is_alive, remove
 from .lists import ALL_TASKS, FIND_KINDS, FIND_TASKS, Known, count_runs, list_runs, tasks_named
@@ -208,8 +208,7 @@ class SQLiteStore:
         owner = await self._appear()
         async with self._database.writing() as writer:
             numbers = await self._numbered(writer, batch)
-            for text, values in insert_runs(batch.traces, numbers, owner):
-                await writer.execute(text, values)
+            await execute_all(writer, insert_runs(batch.traces, numbers, owner))
             await self._insert_details(writer, batch)
             await self._results.look_at_epoch(writer)
         self._numbers = numbers
