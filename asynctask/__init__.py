@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
 from .annotations import allow_failure, opaque, quote, unmapped
-from .client import get_client
 from .flows import AsyncFlow, Flow, flow
 from .futures import TaskFuture, TaskFutureList, as_completed, wait
 from .late import late as _late
@@ -18,6 +17,7 @@ from .states import State, StateType
 from .tasks import AsyncGeneratorTask, AsyncTask, GeneratorTask, Task, tags, task
 
 if _TYPE_CHECKING:
+    from .client import get_client
     from .transactions import get_transaction, transaction
 
 __version__ = "0.1.0"
@@ -55,7 +55,7 @@ __all__ = [
 ]
 
 #: Names whose files are imported when somebody asks for them: what they need takes longer than all the rest.
-_LATE = {"transaction": "transactions", "get_transaction": "transactions"}
+_LATE = {"get_client": "client", "transaction": "transactions", "get_transaction": "transactions"}
 
 
 def __getattr__(name: str) -> _Any:

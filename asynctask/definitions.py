@@ -9,7 +9,7 @@ import functools
 import inspect
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
 from types import MethodType
-from typing import Any, Generic, ParamSpec, Self, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar, Unpack, cast, overload
 
 import msgspec
 
@@ -21,7 +21,7 @@ from .errors import BlockingWaitError, OptionError
 from .futures import TaskFuture, TaskFutureList, lending
 from .late import late
 from .logging import route_prints
-from .options import Around, Hook, TaskOptions, TransactionHook, check_options
+from .options import Around, Hook, TransactionHook, check_options
 from .redact import shown
 from .runs import NO_KWARGS, Handle, Run, current_run, current_tags
 from .scopes import Scope, runtime_here
@@ -29,6 +29,9 @@ from .settings import settings
 from .specs import TaskSpec, make_spec, name_of, plain_function, unwrapped
 from .states import PENDING, State
 from .streams import Stream, Window
+
+if TYPE_CHECKING:
+    from .keywords import TaskOptions
 
 P = ParamSpec("P")
 R = TypeVar("R")

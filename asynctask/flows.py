@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import typing
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack, cast, overload
 
 import msgspec
 
@@ -15,13 +15,15 @@ from .engine import execute
 from .errors import OptionError, ParameterValidationError
 from .inputs import failed_upstream, fill, find
 from .loops import current_loop
-from .options import FlowOptions
 from .redact import MASK, Secret, is_secret_name, shown_as, text_of
 from .runs import Run
 from .scopes import Scope
 from .specs import TaskSpec, colour_of, plain_function, refuse_unusable
 from .states import State, aggregate
 from .waiting import Port
+
+if TYPE_CHECKING:
+    from .keywords import FlowOptions
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")

@@ -18,7 +18,7 @@ from collections.abc import (
     Iterator,
 )
 from contextvars import ContextVar
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, Unpack, cast, overload
 
 from .blocking import drive
 from .bodies import GENERATORS
@@ -27,10 +27,12 @@ from .endings import NEED_CARE
 from .engine import execute, stream
 from .errors import OptionError
 from .late import late
-from .options import TaskOptions
 from .retries import exponential_backoff as exponential_backoff
 from .runs import Run, current_tags
 from .specs import colour_of, plain_function, refuse_unusable
+
+if TYPE_CHECKING:
+    from .keywords import TaskOptions
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")

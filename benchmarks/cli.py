@@ -64,7 +64,13 @@ def main() -> int:
         trivial.write_text(TRIVIAL)
         recorded = Path(folder, "recorded.py")
         recorded.write_text(RECORDED)
-        environment = {**os.environ, "ASYNCTASK_STORE_URL": f"sqlite:///{folder}/runs.db"}
+        environment = {
+            **os.environ,
+            "ASYNCTASK_STORE_URL": f"sqlite:///{folder}/runs.db",
+            # Bytecode is kept, whatever this environment says: a package being worked on must not pay for compiling.
+            "PYTHONPYCACHEPREFIX": f"{folder}/bytecode",
+            "PYTHONDONTWRITEBYTECODE": "",
+        }
         subprocess.run([sys.executable, str(recorded)], env=environment, check=True)
         ours = [sys.executable, "-m", "asynctask"]
         commands = {

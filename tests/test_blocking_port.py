@@ -22,7 +22,7 @@ from asynctask.blocking import Blocking, drive
 from asynctask.cache_policies import INPUTS
 from asynctask.engine import execute, stream
 from asynctask.errors import AsyncTaskError, BlockingWaitError, FailedRun, Interrupted
-from asynctask.options import FlowOptions, TaskOptions
+from asynctask.keywords import FlowOptions, TaskOptions
 from asynctask.scopes import current_runtime
 from asynctask.stores.memory import MemoryStore
 from asynctask.testing import VirtualClock

@@ -10,7 +10,8 @@ import pytest
 from asynctask import ThreadPoolTaskRunner, flow, task, temporary_settings
 from asynctask.cache_policies import DEFAULT, INPUTS, NO_CACHE, Inputs
 from asynctask.errors import OptionError
-from asynctask.options import FlowOptions, TaskOptions
+from asynctask.keywords import FlowOptions, TaskOptions
+from asynctask.options import FLOW_OPTIONS, TASK_OPTIONS
 from asynctask.tasks import exponential_backoff
 from asynctask.testing import virtual_time
 
@@ -209,6 +210,11 @@ def test_result_storage_is_a_folder_by_its_path(tmp_path: Path, kind: Any) -> No
 def test_every_option_is_tried_above() -> None:
     assert {option for option, *_ in RIGHT} | {"result_storage"} == set(TaskOptions.__annotations__)
     assert {option for option, *_ in WRONG} == set(TaskOptions.__annotations__)
+
+
+def test_type_checkers_know_the_options_there_are() -> None:
+    assert set(TaskOptions.__annotations__) == set(TASK_OPTIONS)
+    assert set(FlowOptions.__annotations__) == set(FLOW_OPTIONS)
 
 
 def test_a_timeout_of_zero_is_none() -> None:

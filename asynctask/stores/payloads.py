@@ -36,8 +36,9 @@ KEY_BYTES = 32
 #: Read and compared at once.
 CHUNK = 1 << 20
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-_TEMPORARY = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{16}\.new")
+#: Patterns, compiled only where there are large results.
+_DIGEST = r"[0-9a-f]{64}"
+_TEMPORARY = r"[0-9a-f]{64}\.[0-9a-f]{16}\.new"
 
 
 class Sealed(msgspec.Struct, frozen=True):
@@ -106,7 +107,7 @@ class Payloads:
                 return 0
             os.utime(self.folder)
             before = os.lstat(self.folder).st_mtime - age
-            for prefix in _names(self.folder, re.compile(r"[0-9a-f]{2}")):
+            for prefix in _names(self.folder, r"[0-9a-f]{2}"):
                 folder = os.path.join(self.folder, prefix)
                 if not stat.S_ISDIR(os.lstat(folder).st_mode):
                     continue
@@ -261,7 +262,7 @@ def _is_well_formed(serializer: Any, sealed: Any) -> bool:
         return False
     if sealed.file is None:
         return isinstance(sealed.inline, bytes)
-    return sealed.inline is None and isinstance(sealed.file, str) and _DIGEST.fullmatch(sealed.file) is not None
+    return sealed.inline is None and isinstance(sealed.file, str) and re.fullmatch(_DIGEST, sealed.file) is not None
 
 
 def _damaged(key: str, why: str) -> DamagedResult:
@@ -391,8 +392,8 @@ def _is_older(path: str, before: float) -> bool:
     return status.st_mtime <= before and not stat.S_ISDIR(status.st_mode)
 
 
-def _names(folder: str, *patterns: re.Pattern[str]) -> list[str]:
-    return sorted(name for name in os.listdir(folder) if any(pattern.fullmatch(name) for pattern in patterns))
+def _names(folder: str, *patterns: str) -> list[str]:
+    return sorted(name for name in os.listdir(folder) if any(re.fullmatch(pattern, name) for pattern in patterns))
 
 
 def _stamp(status: os.stat_result) -> tuple[int, ...]:
