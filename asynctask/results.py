@@ -369,7 +369,7 @@ async def _read(run: Run, keeping: Keeping, port: Port) -> StoredResult | None:
     key = keeping.key
     assert key is not None
     try:
-        return await port.ask(keeping.store.read_result(key))
+        return await port.ask(keeping.store.read_result(key, at_hand=keeping.options.cache_result_in_memory))
     except (StoreError, MissingResult) as error:
         logger.warning("Run %r is not taken from the cache, and runs: %s", run.name, error)
         return None

@@ -214,6 +214,7 @@ async def test_a_result_that_is_not_kept_in_memory_comes_from_disk(tmp_path, bod
             (entry,) = await client.read_cache()
         assert store.result_at_hand(entry.key) is None
         assert await t(1) == [1]
+        assert store.result_at_hand(entry.key) is None
     assert bodies == {1: 1}
 
 

@@ -190,8 +190,11 @@ class Store(Protocol):
         """Delete ended runs that ended longer ago than that, and all but the newest `keep`; how many it were."""
         ...
 
-    async def read_result(self, key: str) -> StoredResult | None:
-        """What was kept under `key`; None if nothing was. Raises `DamagedResult` rather than give a wrong one."""
+    async def read_result(self, key: str, *, at_hand: bool = True) -> StoredResult | None:
+        """What was kept under `key`; None if nothing was. `at_hand`: from now on in memory as well.
+
+        Raises `DamagedResult` rather than give a wrong one.
+        """
         ...
 
     def result_at_hand(self, key: str, /) -> StoredResult | None:

@@ -152,7 +152,7 @@ class MemoryStore:
 
     # -- results ------------------------------------------------------------------------------------------------------
 
-    async def read_result(self, key: str) -> StoredResult | None:
+    async def read_result(self, key: str, *, at_hand: bool = True) -> StoredResult | None:
         return self._shelf.get(key)
 
     async def write_results(self, results: Sequence[StoredResult], *, at_hand: bool = True) -> None:

@@ -45,7 +45,7 @@ class Results:
         self._epoch = -1
         self._shelf.clear()
 
-    async def read(self, key: str) -> StoredResult | None:
+    async def read(self, key: str, *, at_hand: bool) -> StoredResult | None:
         """What is kept under `key`. Raises `DamagedResult` and `MissingResult`."""
         epoch = self._epoch
         rows = await self._database.read(sql.READ_RESULT, (sql.key_digest(key),))
@@ -61,7 +61,7 @@ class Results:
             key=key, payload=payload, serializer=serializer, task_name=task_name,
             run_number=int.from_bytes(run_id, "big"), created=created, expires=expires,
         )  # fmt: skip
-        if self._epoch == epoch:  # else it may have been replaced since
+        if at_hand and self._epoch == epoch:  # else it may have been replaced since
             self._shelf.put(found)
         return found
 

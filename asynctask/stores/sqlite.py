@@ -340,8 +340,8 @@ class SQLiteStore:
 
     # -- results ------------------------------------------------------------------------------------------------------
 
-    async def read_result(self, key: str) -> StoredResult | None:
-        return await self._desk.ask(lambda: self._results.read(key))
+    async def read_result(self, key: str, *, at_hand: bool = True) -> StoredResult | None:
+        return await self._desk.ask(lambda: self._results.read(key, at_hand=at_hand))
 
     async def write_results(self, results: Sequence[StoredResult], *, at_hand: bool = True) -> None:
         await self._desk.ask(lambda: self._results.write(results, at_hand=at_hand))

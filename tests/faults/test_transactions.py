@@ -58,9 +58,9 @@ def swept(work: Coroutine[Any, Any, Any], k: int, fire: Callable[[], object]) ->
 class Slow(MemoryStore):
     """A memory store that takes a while, so that it can be cancelled meanwhile."""
 
-    async def read_result(self, key: str) -> StoredResult | None:
+    async def read_result(self, key: str, *, at_hand: bool = True) -> StoredResult | None:
         await anyio.lowlevel.checkpoint()
-        return await super().read_result(key)
+        return await super().read_result(key, at_hand=at_hand)
 
     async def write_results(self, results: Sequence[StoredResult], *, at_hand: bool = True) -> None:
         for _ in range(3):
