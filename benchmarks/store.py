@@ -26,7 +26,7 @@ from core import Result, Row, create_and_await, measured, nothing_task, on_async
 from rich.console import Console
 from rich.table import Table
 
-from asynctask import Runtime, task
+from asynctask import Runtime, flow, task
 from asynctask.cache_policies import INPUTS
 
 FOLDER = tempfile.TemporaryDirectory(prefix="asynctask-benchmark-store-")
@@ -58,6 +58,17 @@ async def call(count: int) -> None:
         await nothing_task()
 
 
+@task
+async def of_arguments(number: int, text: str) -> None:
+    pass
+
+
+@flow
+async def call_with_arguments(count: int) -> None:
+    for number in range(count):
+        await of_arguments(number, "some text")
+
+
 async def submit_all(count: int) -> None:
     for future in [nothing_task.submit() for _ in range(count)]:
         await future
@@ -87,6 +98,10 @@ ROWS = [
     Row(
         "recorded", "await t(), to the last row on disk", "await create_task(coro())", 2.0, "us",
         on_asyncio(create_and_await), recorded(call), 20_000, 11,
+    ),
+    Row(
+        "recorded in a flow", "await t(number, text) inside a flow, the same", "await create_task(coro())", 3.0, "us",
+        on_asyncio(create_and_await), recorded(call_with_arguments), 20_000, 11,
     ),
     Row(
         "recorded submit", "t.submit() N, await all, the same", "asyncio.TaskGroup", 6.0, "us",
