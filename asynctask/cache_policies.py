@@ -24,7 +24,7 @@ from .hashing import digest, inputs_digest, text_digest
 from .redact import shown
 from .runs import Run
 from .shapes import code_of
-from .specs import kind_of, main_module, name_of, unwrapped
+from .specs import kind_of, name_of, public_module, unwrapped
 
 _CONFIGURATION = ("key_storage", "isolation_level", "lock_manager")
 
@@ -147,7 +147,7 @@ class CachePolicy:
     def _label(self) -> str:
         """What tells its key from those of other kinds of policies in a sum."""
         kind = type(self)
-        return f"{main_module() if kind.__module__ == '__main__' else kind.__module__}:{kind.__qualname__}"
+        return f"{public_module(kind.__module__)}:{kind.__qualname__}"
 
     def _text(self) -> str:
         own = ", ".join(

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack, overload
 from uuid import UUID
 
 from .blocking import drive
-from .errors import MissingResult, OptionError
+from .errors import MissingResult, ObjectNotFound, OptionError
 from .late import late
 from .limits import ConcurrencyLimit
 from .loops import blocking
@@ -21,6 +21,9 @@ from .stores.base import CacheEntry, RunFilter, Store, StoreInfo
 from .stores.urls import store_at
 
 T = TypeVar("T")
+
+#: The largest limit, of any kind.
+MOST = 2**31 - 1
 
 
 class Filters(TypedDict, total=False):
@@ -59,11 +62,11 @@ class Client:
         if (
             not isinstance(concurrency_limit, int)  # pyright: ignore[reportUnnecessaryIsInstance]
             or isinstance(concurrency_limit, bool)
-            or concurrency_limit < 0
+            or not 0 <= concurrency_limit <= MOST
         ):
             raise OptionError(
                 f"the concurrency limit of tag {tag!r} must be a whole number that is not negative, "
-                f"not {shown(concurrency_limit)}"
+                f"and at most {MOST}, not {shown(concurrency_limit)}"
             )
         await self._store.write_limit(tag, concurrency_limit)
         return await self._store.read_limit(tag)
@@ -107,8 +110,11 @@ class Client:
         return list(await self._store.read_run_states(_uuid(task_run_id)))
 
     async def read_flow_run(self, flow_run_id: UUID | str) -> TaskRun:
-        """One flow run. Raises `ObjectNotFound`."""
-        return await self._store.read_run(_uuid(flow_run_id))
+        """One flow run. Raises `ObjectNotFound`, also for the run of a task."""
+        found = await self._store.read_run(_uuid(flow_run_id))
+        if not found.is_flow:
+            raise ObjectNotFound(f"{flow_run_id} is the run of a task, {found.task_name!r}: use read_task_run")
+        return found
 
     async def read_flow_runs(
         self, *, limit: int = 200, cursor: UUID | str | None = None, **filters: Unpack[Filters]
@@ -271,7 +277,7 @@ def get_client(sync_client: bool = False) -> Client | SyncClient:
 def _limit(method: str, limit: object, name: str = "limit") -> int:
     if not isinstance(limit, int) or isinstance(limit, bool) or limit < 0:
         raise OptionError(f"{method}({name}=...) must be a whole number that is not negative, not {shown(limit)}")
-    return limit
+    return min(limit, MOST)
 
 
 def _cursor(cursor: UUID | str | None) -> UUID | None:
@@ -316,5 +322,5 @@ def _uuid(value: UUID | str) -> UUID:
         return value
     try:
         return UUID(value)
-    except ValueError:
+    except (ValueError, TypeError, AttributeError):  # the last two for what is no string
         raise OptionError(f"{shown(value)} is not a run id") from None

@@ -33,6 +33,8 @@ from .limits import Slots
 from .loops import begun, must_pass
 from .redact import shown
 from .runs import Run, current_run, current_transaction
+from .secrets import masked
+from .specs import without_secrets
 from .states import COMPLETED, RUNNING, SCHEDULED
 from .waiting import Port
 
@@ -301,12 +303,12 @@ async def inputs_ready(run: Run, port: Port) -> None:
 
 
 def rendered_name(run: Run) -> str:
-    """The run's name by the task's template or function. Raises `OptionError`, naming the option."""
+    """The run's name by the task's template or function, secrets masked. Raises `OptionError`, naming the option."""
     template = run.spec.options.run_name
     option = f"{run.spec.what}_run_name"
     try:
         if isinstance(template, str):
-            return template.format(**run.parameters)
+            return masked(without_secrets(template).format(**run.parameters))
         assert template is not None
         takes = "parameters" in inspect.signature(template).parameters
         name = template(parameters=run.parameters) if takes else template()
@@ -314,7 +316,7 @@ def rendered_name(run: Run) -> str:
         raise OptionError(f"{run.spec.name!r}: option {option!r} could not make a name: {shown(error)}") from error
     if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # the user's function may lie
         raise OptionError(f"{run.spec.name!r}: option {option!r} must give a string, not {type(name).__name__}")
-    return name
+    return masked(name)
 
 
 async def slots_taken(run: Run, port: Port) -> Slots | None:

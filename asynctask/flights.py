@@ -20,13 +20,15 @@ from .runs import Run
 class Seat:
     """A run's place in a flight; `is_empty` and `when_empty` are what a port waits with until it is called."""
 
-    __slots__ = ("flight", "is_called", "leads", "result", "run", "wake")
+    __slots__ = ("flight", "is_called", "leads", "line", "result", "run", "wake")
 
     def __init__(self, run: Run, flight: _Flight, leads: bool) -> None:
         self.run: Run = run
         self.flight = flight
         self.leads = leads
         self.is_called = leads
+        #: The numbers of the runs that wait with this seat: its own, and those above it.
+        self.line: list[int] = []
         #: What the leader brought, once it has landed.
         self.result: Any = None
         self.wake: Callable[[], None] | None = None
@@ -55,6 +57,9 @@ class Flights:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._flights: dict[str, _Flight] = {}
+        #: By the number of a run: the flights for which it waits, or runs below it do, and how many of them. Asking
+        #: all that wait instead took 1 ms for each of 8,000 runs at once.
+        self._awaited: dict[int, dict[_Flight, int]] = {}
 
     def board(self, key: str, run: Run) -> Seat | None:
         """A seat that leads, or one to wait in; None if waiting could never end (rule 3)."""
@@ -65,10 +70,15 @@ class Flights:
                 flight.leader = Seat(run, flight, leads=True)
                 run.followers = flight.waiting  # whose slots it may borrow; see `limits`
                 return flight.leader
-            if self._waits_for(flight.leader.run, set(map(_number, _with_ancestors(run)))):
+            line = [one.number for one in _with_ancestors(run)]
+            if self._waits_for(flight.leader.run, set(line)):
                 return None
             seat = Seat(run, flight, leads=False)
+            seat.line = line
             flight.waiting.append(seat)
+            for number in line:
+                flights = self._awaited.setdefault(number, {})
+                flights[flight] = flights.get(flight, 0) + 1
             return seat
 
     def land(self, seat: Seat, result: Any = None) -> None:
@@ -88,6 +98,7 @@ class Flights:
                 del self._flights[flight.key]
                 called = list(flight.waiting)
             for one in called:
+                self._wait_ended(one)
                 one.result = result
                 one.is_called = True
         for one in called:
@@ -100,6 +111,7 @@ class Flights:
             if not seat.leads:
                 if seat in seat.flight.waiting:
                     seat.flight.waiting.remove(seat)
+                    self._wait_ended(seat)
                 return
         self.land(seat)
 
@@ -114,17 +126,21 @@ class Flights:
             if one.number in asked:
                 continue
             asked.add(one.number)
-            for flight in self._flights.values():
-                if any(above.number == one.number for seat in flight.waiting for above in _with_ancestors(seat.run)):
-                    to_ask.append(flight.leader.run)
+            to_ask.extend(flight.leader.run for flight in self._awaited.get(one.number, ()))
         return False
+
+    def _wait_ended(self, seat: Seat) -> None:
+        line, seat.line = seat.line, []  # it may be called, and leave
+        for number in line:
+            flights = self._awaited[number]
+            flights[seat.flight] -= 1
+            if not flights[seat.flight]:
+                del flights[seat.flight]
+                if not flights:
+                    del self._awaited[number]
 
 
 def _with_ancestors(run: Run | None) -> Iterator[Run]:
     while run is not None:
         yield run
         run = run.parent
-
-
-def _number(run: Run) -> int:
-    return run.number

@@ -86,6 +86,11 @@ class Limits:
         copy._lines = {tag: _Line(tag, line.limit) for tag, line in list(self._lines.items())}
         return copy
 
+    def begin_anew(self) -> None:
+        """In a forked child: no limits. Takes no lock either."""
+        self._lock = threading.Lock()
+        self._lines = {}
+
     def set(self, tag: str, limit: int) -> None:
         """Create the limit of a tag, or change it; who waits and now has room starts, and by 0 is refused."""
         with self._lock:

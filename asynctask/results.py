@@ -380,9 +380,11 @@ def _key_of(run: Run) -> str | None:
     if template is not None:
         context = CacheContext(run, run.parameters)
         try:
-            return template.format(
+            filled = template.format(
                 parameters=context.parameters, task_run=context.task_run, flow_run=run.flow, **context.parameters
             )
+            filled.encode()  # no database takes a lone surrogate, as in the name of a file that is not UTF-8
+            return filled
         except Exception as error:
             logger.warning("Run %r is not cached: its result_storage_key %r: %r", run.name, template, error)
             return None

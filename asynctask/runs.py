@@ -36,8 +36,9 @@ class Extras(msgspec.Struct, gc=False):
     texts: dict[str, str] | None = None
     #: The key under which the result is kept.
     result: str | None = None
-    #: Of the trace of a failed run, for stores that keep it: the exception, and its traceback from the body on.
-    failure: tuple[BaseException, Any] | None = None
+    #: Of the trace of a failed run, for stores that keep it: the exception, and its traceback from the body on;
+    #: or the text that was made of them.
+    failure: tuple[BaseException, Any] | str | None = None
     #: Of the trace of a run under way: why its body is not running.
     waiting: str | None = None
 

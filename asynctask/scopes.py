@@ -19,7 +19,7 @@ import sys
 import threading
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
 from types import TracebackType
@@ -219,8 +219,7 @@ class Runtime:
         self.services = Services(self.store, source, self._executor, StoresAt())
         self.loop_port = Loop(self.services)
         self.blocking_port = Blocking(self.services)
-        self._is_attached = False
-        self.is_entered = False
+        self._is_attached = self.is_entered = False
         self.is_closing = False
         self.is_closed = False
         self.root = Scope(self)
@@ -322,19 +321,18 @@ class Runtime:
         finally:  # reached early when asyncio cancels once more, which passes the shield
             self._give_up(list(root.children.values()), "would not stop when its runtime closed")
             root.close()
-            self.is_closed = True
-            self.is_entered = False
+            self.is_closed, self.is_entered = True, False
             if self in _entered:
                 _entered.remove(self)
-            if self._is_attached:
-                self._is_attached = False
-                await port.ask(self.store.detach(self.journal))
-            await port.ask(self.services.stores_at.release())
-            for runner in (self.task_runner, *self._runners):
-                runner.close()
-            self.loop_threads.stop(LAST_SECONDS)
-            self.home = None
-            self._runners = []
+            runners, self._runners, self.home = [self.task_runner, *self._runners], [], None
+            async with AsyncExitStack() as last:  # the last one first, and each whatever becomes of the others
+                last.callback(self.loop_threads.stop, LAST_SECONDS)
+                for runner in runners:
+                    last.callback(runner.close)
+                last.push_async_callback(port.ask, self.services.stores_at.release())
+                if self._is_attached:
+                    self._is_attached = False
+                    last.push_async_callback(port.ask, self.store.detach(self.journal))
 
     def _give_up(self, runs: list[Run], why: str) -> None:
         for run in runs:
@@ -376,6 +374,8 @@ class Runtime:
         flow = run.flow
         while runner is None and flow is not None:
             runner, flow = flow.spec.options.task_runner, flow.flow
+        if self.is_closed:  # the body of a flow whose caller was given up, on its way out of its thread
+            raise RuntimeClosedError(f"runtime {self.name!r} is closed: run {run.name!r} has no thread to run in")
         if runner is None:
             return self.task_runner.executor()
         if not any(one is runner for one in self._runners):

@@ -15,13 +15,12 @@ from __future__ import annotations
 import copy
 import functools
 import importlib
-import io
-from collections import ChainMap
 from collections.abc import Callable
-from typing import Annotated, Any, Final, NoReturn, Protocol
+from typing import Annotated, Any, Final, Protocol
 
 import msgspec
 
+from . import pickles
 from .errors import FailedRun, OptionError, SerializationError
 from .plain_data import JSON, MSGPACK, PlainData, of_type
 from .redact import shown
@@ -44,7 +43,7 @@ class Serializer(Protocol):
 
 
 class _Pickle:
-    """Nearly anything, functions and classes of `__main__` by value; not what would come back as something else."""
+    """Nearly anything."""
 
     __slots__ = ("name",)
 
@@ -52,28 +51,10 @@ class _Pickle:
         self.name = "pickle"
 
     def dumps(self, value: Any, /) -> bytes:
-        buffer = io.BytesIO()
-        _pickler()(buffer, protocol=5).dump(value)  # every Python that may share the store reads 5
-        return buffer.getvalue()
+        return pickles.dumps(value)
 
     def loads(self, data: bytes, /) -> Any:
-        import pickle  # 4 ms
-
-        return pickle.loads(data)
-
-
-@functools.cache
-def _pickler() -> Any:
-    """The class of cloudpickle's, but for what it takes and gives back as something else."""
-    cloudpickle = importlib.import_module("cloudpickle")  # 20 ms
-    # It makes a copy of the content of a file that is open for reading, and bytes of a view.
-    refused = dict.fromkeys((io.TextIOWrapper, memoryview), _refuse)
-    table = ChainMap(refused, cloudpickle.Pickler.dispatch_table)
-    return type("Pickler", (cloudpickle.Pickler,), {"dispatch_table": table})
-
-
-def _refuse(value: object) -> NoReturn:
-    raise TypeError(f"cannot pickle {type(value).__name__!r} object")
+        return pickles.loads(data)
 
 
 class _Compressed:

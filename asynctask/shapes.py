@@ -30,7 +30,7 @@ from .arrays import PIECE, parts_of
 from .errors import HashError
 from .redact import text_of
 from .runs import Handle, Run
-from .specs import TaskSpec, main_module
+from .specs import MAIN, TaskSpec, public_module
 
 #: How the children of a shape are joined: as they stand, sorted, or as pairs sorted by their first halves.
 ORDERED, SORTED, PAIRED = 0, 1, 2
@@ -174,7 +174,7 @@ def _imported(value: Any) -> str | None:
 
 def _function(value: types.FunctionType) -> Shape:
     name = _imported(value)
-    if name is not None and value.__module__ != "__main__":
+    if name is not None and value.__module__ not in MAIN:
         return b"name " + name.encode(), (), ORDERED
     cells = [_content(cell) for cell in value.__closure__ or ()]
     children = [value.__code__, value.__defaults__, value.__kwdefaults__, cells, value.__dict__]
@@ -219,8 +219,7 @@ _HEAP_TYPE = 1 << 9
 
 def _class(value: type) -> Shape:
     if _imported(value) is not None or not value.__flags__ & _HEAP_TYPE:
-        module = main_module() if value.__module__ == "__main__" else value.__module__
-        return b"class " + f"{module}:{value.__qualname__}".encode(), (), ORDERED
+        return b"class " + f"{public_module(value.__module__)}:{value.__qualname__}".encode(), (), ORDERED
     members = {name: member for name, member in vars(value).items() if name not in _NOISE}
     if not members.get("__annotations__", True):  # it comes into being when somebody asks for it
         del members["__annotations__"]
@@ -240,7 +239,7 @@ def _rebuilt(value: Any, kind: type) -> Shape:
     reduced = _reduced(value, kind)
     if isinstance(reduced, str):
         name = _imported(value)
-        is_known = name is not None and not name.startswith("__main__:")
+        is_known = name is not None and name.partition(":")[0] not in MAIN
         inner = getattr(value, "__wrapped__", None)
         if inner is not None and not is_known:  # a function-like object of C around one of Python, as of lru_cache
             return b"wrapper", [kind, inner], ORDERED

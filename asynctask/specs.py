@@ -19,6 +19,7 @@ import msgspec
 from .errors import OptionError, ParameterBindError, ReservedArgumentError
 from .options import Options
 from .redact import shown_as, text_of
+from .secrets import MASK, is_secret_name
 
 RESERVED = ("wait_for", "return_state")
 
@@ -187,6 +188,22 @@ def _fields(template: str) -> set[str]:
     return names
 
 
+@functools.lru_cache(maxsize=1024)
+def without_secrets(template: str) -> str:
+    """The format string with a mask for each field that goes by the name of a secret."""
+    parts: list[str] = []
+    for literal, field, specification, conversion in string.Formatter().parse(template):
+        parts.append(literal.replace("{", "{{").replace("}", "}}"))
+        if field is None:
+            continue
+        if any(map(is_secret_name, re.split(r"[.\[\]]+", field))):
+            parts.append(MASK)
+        else:
+            sign = f"!{conversion}" if conversion else ""
+            parts.append(f"{{{field}{sign}:{specification}}}")
+    return "".join(parts)
+
+
 def _anything(*args: Any, **kwargs: Any) -> None:
     """Has the signature of what has none."""
 
@@ -250,17 +267,26 @@ def key_of(fn: Callable[..., Any], name: str) -> str:
     inner = unwrapped(fn)
     where: Any = inner if hasattr(inner, "__qualname__") else inner.__class__
     module = getattr(where, "__module__", None) or "builtins"
-    if module == "__main__":
-        module = main_module()
+    module = public_module(module)
     import hashlib  # 2 ms, so not before there is a task
 
     text = f"{name}\0{module}.{where.__qualname__}".encode(errors="surrogatepass")  # a name may be any string
     return f"{name}-{hashlib.blake2b(text, digest_size=6).hexdigest()}"
 
 
+#: The second is what a spawned child process calls the program's own file.
+MAIN = ("__main__", "__mp_main__")
+
+
+def public_module(module: str) -> str:
+    """The name under which others import the module: it is part of what is kept for them."""
+    return main_module() if module in MAIN else module
+
+
 def main_module() -> str:
     """The name under which the file being run as a script would be imported."""
-    main = sys.modules["__main__"]
+    # While a spawned child process imports the file, `__main__` is still a line of multiprocessing's own.
+    main = sys.modules.get("__mp_main__") or sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
     if spec is not None:
         name: str = spec.parent if spec.name.endswith(".__main__") else spec.name

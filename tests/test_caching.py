@@ -3,6 +3,8 @@
 import inspect
 import logging
 import os
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -531,3 +533,48 @@ def test_generators_are_refused_at_definition(options):
     for fn in (steps, async_steps):
         with pytest.raises(OptionError, match=f"task '{fn.__name__}': a generator is never cached"):
             task(**options)(fn)
+
+
+#: Says "body" when it runs; what it keeps, it keeps by a serializer of its own.
+PROGRAM = """
+import json
+from asynctask import task
+from asynctask.cache_policies import INPUTS
+
+class Backwards:
+    name = "backwards"
+
+    def dumps(self, value):
+        return json.dumps(value).encode()[::-1]
+
+    def loads(self, data):
+        return json.loads(data[::-1])
+
+@task(cache_policy=INPUTS, result_serializer=Backwards())
+def work(x):
+    print("body")
+    return {"x": x}
+
+@task(cache_policy=INPUTS, refresh_cache=False)
+def steady(x):
+    print("steady")
+    return x
+
+print(work(1), steady(1))
+"""
+
+
+def test_what_a_serializer_of_ones_own_kept_serves_the_next_process_unless_the_environment_refreshes(tmp_path):
+    def program(**environment: str) -> str:
+        (tmp_path / "program.py").write_text(PROGRAM)
+        done = subprocess.run(
+            [sys.executable, "-W", "error", str(tmp_path / "program.py")], capture_output=True, text=True, timeout=50,
+            env={**os.environ, "ASYNCTASK_STORE_URL": f"sqlite:///{tmp_path}/runs.db", **environment},
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    assert program() == "body\nsteady\n{'x': 1} 1\n"
+    assert program() == "{'x': 1} 1\n"
+    assert program(ASYNCTASK_TASKS_REFRESH_CACHE="true") == "body\n{'x': 1} 1\n"
+    assert program() == "{'x': 1} 1\n"

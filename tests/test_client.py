@@ -47,7 +47,7 @@ async def test_a_limit_that_does_not_exist_is_not_found(call):
 
 @pytest.mark.parametrize(
     ("tag", "limit"),
-    [("", 1), (3, 1), (None, 1), ("a", -1), ("a", 1.5), ("a", True), ("a", "1"), ("a", None)],
+    [("", 1), (3, 1), (None, 1), ("a", -1), ("a", 1.5), ("a", True), ("a", "1"), ("a", None), ("a", 2**31)],
     ids=repr,
 )
 async def test_a_wrong_limit_is_refused_and_nothing_is_changed(tag, limit):
@@ -55,6 +55,13 @@ async def test_a_wrong_limit_is_refused_and_nothing_is_changed(tag, limit):
         with pytest.raises(OptionError, match="limit"):
             await client.create_concurrency_limit(tag, limit)
         assert await client.read_concurrency_limits() == []
+
+
+async def test_lists_may_be_asked_for_without_end(tmp_path):
+    async with Runtime(store=f"sqlite:///{tmp_path}/runs.db"), get_client() as client:
+        assert await client.read_task_runs(limit=10**30) == []
+        assert await client.read_cache(limit=10**30) == []
+        assert await client.prune(keep=10**30) == 0
 
 
 async def test_the_holders_of_slots_are_named():
@@ -105,8 +112,17 @@ async def test_what_is_not_there_is_not_found_and_what_is_no_id_is_refused():
         for read in (client.read_task_run, client.read_task_run_states, client.read_flow_run):
             with pytest.raises(ObjectNotFound, match="no run"):
                 await read(uuid.uuid4())
-            with pytest.raises(OptionError, match="'x' is not a run id"):
-                await read("x")
+            for value in ("x", b"x", None, 3):
+                with pytest.raises(OptionError, match=f"{value!r} is not a run id"):
+                    await read(value)
+
+
+async def test_the_run_of_a_task_is_no_flow_run():
+    async with fresh(), get_client() as client:
+        future = double.submit(1)
+        await future
+        with pytest.raises(ObjectNotFound, match="is the run of a task, 'double': use read_task_run"):
+            await client.read_flow_run(future.task_run_id)
 
 
 async def test_runs_are_listed_the_newest_first_by_filters_that_must_all_hold():

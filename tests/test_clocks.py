@@ -1,5 +1,6 @@
 """The real clock, and ids that sort by the time of their making."""
 
+import os
 import random
 import threading
 import time
@@ -47,6 +48,23 @@ def test_two_processes_do_not_share_ids_though_they_make_them_at_the_same_time()
     first, second = Ids(random.Random(4)), Ids(random.Random(5))
     made = {ids.new(7.0) for ids in (first, second) for _ in range(1000)}
     assert len(made) == 2000
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_makes_other_ids_than_its_parent_in_the_same_millisecond() -> None:
+    ids = Ids(random.Random(4))
+    ids.new(7.0)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writer, b" ".join(str(ids.new(7.0)).encode() for _ in range(100)))
+        os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        theirs = set(map(int, pipe.read().split()))
+    os.waitpid(child, 0)
+    assert len(theirs) == 100
+    assert theirs.isdisjoint(ids.new(7.0) for _ in range(100))
 
 
 def test_a_seed_repeats_its_ids() -> None:

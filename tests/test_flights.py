@@ -9,13 +9,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 import pytest
 
-from asynctask import Runtime, task
+from asynctask import Runtime, flights, task
 from asynctask.cache_policies import INPUTS, IsolationLevel
 from asynctask.errors import BlockingWaitError, StoreError
 from asynctask.flights import Flights
@@ -163,6 +164,55 @@ def test_the_key_of_a_killed_process_is_free_at_once_and_another_one_runs(start,
     (tmp_path / "go").touch()
     assert other.line() == "[1]"
     assert bodies(tmp_path) == 2
+
+
+#: A cached task whose results and locks are in a folder, in a process with a store of its own.
+ELSEWHERE = """
+import sys, time
+from asynctask import task
+from asynctask.cache_policies import INPUTS
+
+@task(cache_policy=INPUTS.configure(key_storage=sys.argv[1], isolation_level="SERIALIZABLE"))
+def work(x):
+    print("body", flush=True)
+    time.sleep(0.2)
+    return [x]
+
+print("ready", flush=True)
+sys.stdin.readline()
+print(work(1))
+"""
+
+
+def test_processes_with_stores_of_their_own_share_the_keys_of_a_folder(tmp_path):
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", ELSEWHERE, str(tmp_path / "keys")],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "ASYNCTASK_STORE_URL": url},
+        )
+        for url in ("memory://", f"sqlite:///{tmp_path}/one.db", f"sqlite:///{tmp_path}/two.db")
+    ]  # fmt: skip
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        said = [process.communicate(timeout=20)[0].splitlines() for process in begun(processes)]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert [lines[-1] for lines in said] == ["[1]"] * 3
+    assert sum(lines.count("body") for lines in said) == 1
+
+
+def begun(processes: list[subprocess.Popen[str]]) -> list[subprocess.Popen[str]]:
+    """All of them told to begin, before any is waited for."""
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    return processes
 
 
 def test_the_key_of_a_cancelled_run_is_free_while_its_process_goes_on(start, tmp_path):
@@ -411,3 +461,37 @@ def test_landing_twice_or_late_changes_nothing_for_those_who_fly_now():
     flights.leave(third)
     assert flights._flights == {}
     runtime.close()
+
+
+def test_of_many_runs_that_wait_nobody_asks_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Counter[str]()
+
+    def counted(run: Any) -> Iterator[Any]:
+        asked["runs"] += 1
+        return iter([run])
+
+    monkeypatch.setattr(flights, "_with_ancestors", counted)
+    board = Flights()
+    runs: list[Any] = [SimpleNamespace(number=number, parent=None, followers=None) for number in range(400)]
+    seats = [board.board(f"key-{run.number % 4}", run) for run in runs]
+    assert asked["runs"] <= 400
+    for seat in seats[4:]:
+        assert seat is not None
+        board.leave(seat)
+    for seat in seats[:4]:
+        assert seat is not None
+        board.land(seat, "result")
+    assert board._awaited == {}
+
+
+def test_who_is_called_and_leaves_at_once_is_forgotten_once() -> None:
+    board = Flights()
+    runs: list[Any] = [SimpleNamespace(number=number, parent=None, followers=None) for number in range(3)]
+    leader, *waiting = [board.board("key", run) for run in runs]
+    assert leader is not None
+    board.land(leader, "result")
+    for seat in waiting:
+        assert seat is not None
+        assert seat.result == "result"
+        board.leave(seat)
+    assert board._awaited == {}

@@ -303,6 +303,22 @@ def test_the_file_is_found_again_after_the_program_changed_its_folder(
     assert (tmp_path / "lock").exists()
 
 
+def test_a_folder_that_became_something_else_is_told_and_does_not_keep_anything_from_closing(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    lock = FileLock(folder / "lock")
+    presence = Presence(folder / "processes")
+    with closed(lock):
+        assert lock.try_take()
+        lock.give()
+        folder.rename(tmp_path / "elsewhere")
+        folder.touch()
+        with pytest.raises(StoreError, match=r"lock file '.*lock' cannot be opened: Not a directory"):
+            lock.try_take()
+        presence.close()
+    assert not is_alive(tmp_path / "elsewhere" / "processes", presence.name)
+
+
 @pytest.mark.parametrize("is_replaced", [False, True], ids=["deleted", "replaced"])
 def test_a_lock_whose_file_was_deleted_is_taken_on_the_new_one(is_replaced: bool, tmp_path: Path) -> None:
     path = tmp_path / "lock"

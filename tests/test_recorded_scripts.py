@@ -152,6 +152,33 @@ def test_an_atexit_function_of_the_program(program, recorded):
     assert recorded() == {"triple Completed": 2}
 
 
+def test_old_runs_are_deleted_by_the_setting_as_the_interpreter_ends(program, recorded, monkeypatch):
+    program("""
+        for x in range(5):
+            triple(x)
+    """)
+    monkeypatch.setenv("ASYNCTASK_STORE_KEEP_RUNS", "2")
+    program("triple(5)")
+    assert recorded() == {"triple Completed": 2}
+
+
+def test_a_large_result_that_an_atexit_function_brings_is_cached_for_the_next_process(program, recorded):
+    text = """
+        import atexit
+        from asynctask.cache_policies import INPUTS
+
+        @task(cache_policy=INPUTS)
+        def large(x):
+            print("body")
+            return "x" * 1_000_000
+
+        atexit.register(lambda: print(len(large(1))))
+    """
+    assert program(text) == "body\n1000000\n"
+    assert program(text) == "1000000\n"
+    assert recorded() == {"large Completed": 1, "large Cached": 1}
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_children_of_multiprocessing_with_runs_of_their_own(program, recorded, method):
     program(f"""

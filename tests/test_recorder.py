@@ -1,7 +1,9 @@
 """What runs leave behind, on its way to the database: in batches, in order, bounded, without holding up the work."""
 
 import contextlib
+import random
 import sqlite3
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,12 @@ import anyio.to_thread
 import pytest
 
 from asynctask import Runtime, flow, get_client, get_run_logger, task
+from asynctask.clocks import Clock, Ids
 from asynctask.errors import CancelledRun
-from asynctask.stores import recorder
-from asynctask.stores.base import RunFilter
+from asynctask.records import LogEntry
+from asynctask.runs import Journal
+from asynctask.stores import recorder, rows
+from asynctask.stores.base import Journals, RunFilter
 from asynctask.stores.recorder import Batch
 from asynctask.stores.sqlite import SQLiteStore
 from testkit import until
@@ -326,3 +331,131 @@ async def test_a_client_in_plain_code_asks_the_same_store(path):
     async with Runtime(store=store):
         await double(1)
         assert await anyio.to_thread.run_sync(look) == 1
+
+
+async def test_journals_come_and_go_while_all_of_them_are_looked_through():
+    """A `WeakSet` raises then, and what was taken out of the queue to be written was lost."""
+    journals = Journals()
+    ids = Ids(random.Random(1))
+    some = [Journal(Clock(), ids, lambda trace: None, lambda number, entry: None) for _ in range(100)]
+    for journal in some[:50]:
+        journals.add(journal)
+    is_over = threading.Event()
+
+    def come_and_go() -> None:
+        while not is_over.is_set():
+            for journal in some[50:]:
+                journals.add(journal)
+            for journal in some[50:]:
+                journals.discard(journal)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread = threading.Thread(target=come_and_go)
+    try:
+        thread.start()
+        for _ in range(5_000):
+            assert set(journals.all()) >= set(some[:50])
+    finally:
+        sys.setswitchinterval(interval)
+        is_over.set()
+        thread.join()
+    del some[10:], journal
+    assert len(journals.all()) == 10
+
+
+async def test_what_a_run_waits_for_may_have_a_name_that_no_database_takes(path):
+    is_open = anyio.Event()
+
+    @task(task_run_name="caf\udce9")
+    async def slow() -> int:
+        await is_open.wait()
+        return 1
+
+    async with Runtime(store=SQLiteStore(path)) as runtime:
+        waiting = double.submit(slow.submit())
+        await until(lambda: waiting.run.waiting_on is not None)
+        await runtime.flush()
+        run = await runtime.store.read_run(waiting.task_run_id)
+        is_open.set()
+        assert await waiting == 2
+    assert run.waiting_on == "upstream caf\\udce9 (Running)"
+
+
+async def test_a_line_of_a_level_beyond_all_numbers_is_kept(path):
+    @task
+    async def logs() -> None:
+        get_run_logger().log(2**70, "loud")
+
+    async with Runtime(store=SQLiteStore(path)) as runtime, get_client() as client:
+        await logs()
+        await runtime.flush()
+        (run,) = await client.read_task_runs()
+        assert [one.message for one in await client.read_logs(run.id)] == ["loud"]
+
+
+async def test_flush_does_not_wait_for_what_is_logged_meanwhile(path, monkeypatch):
+    monkeypatch.setattr(recorder, "BATCH", 10)
+    number = Ids(random.Random(1)).new(1.0)
+
+    class Chatty(SQLiteStore):
+        batches = 0
+
+        async def _write_batch(self, batch: Batch) -> None:
+            self.batches += 1
+            await super()._write_batch(batch)
+            for _ in range(20 if self.batches < 1_000 else 0):
+                self.keep_log(number, LogEntry(1.0, 20, "x", "more"))
+
+    store = Chatty(path)
+    async with Runtime(store=store):
+        for _ in range(25):
+            store.keep_log(number, LogEntry(1.0, 20, "x", "first"))
+        await store.flush()
+        assert store.batches < 500
+        assert ask(path, "SELECT count(*) FROM logs WHERE message = 'first'") == 25
+        store.batches = 1_000
+
+
+async def test_log_lines_that_are_dropped_because_too_many_come_are_told(path, monkeypatch, caplog):
+    monkeypatch.setattr(recorder, "MOST_KEPT", 50)
+    store = Watched(path)
+    store.may.clear()
+
+    @task
+    async def logs() -> None:
+        await until(lambda: store.is_held)
+        for number in range(200):
+            get_run_logger().warning("line %d", number)
+
+    async with Runtime(store=store) as runtime:
+        await double(1)
+        await logs()
+        store.may.set()
+        await runtime.flush()
+    dropped = 200 - ask(path, "SELECT count(*) FROM logs")
+    assert dropped >= 100
+    assert f"{dropped} of the oldest log lines were dropped" in caplog.text
+
+
+async def test_texts_of_errors_are_made_before_the_transaction_begins(path, monkeypatch):
+    """Other processes wait 10 seconds for its end: 4,000 failed runs with long tracebacks take 4."""
+    store = SQLiteStore(path)
+    is_writing: list[bool] = []
+
+    def noted(failure: Any) -> str:
+        is_writing.append(store._database._turn.locked())
+        return "a text"
+
+    monkeypatch.setattr(rows, "error_text", noted)
+
+    @task
+    async def fails() -> None:
+        raise ValueError("no")
+
+    async with Runtime(store=store) as runtime, get_client() as client:
+        for _ in range(3):
+            assert (await fails(return_state=True)).is_failed()
+        await runtime.flush()
+        assert {run.error for run in await client.read_task_runs()} == {"a text"}
+    assert is_writing == [False] * 3

@@ -1,5 +1,6 @@
 """Results that are kept: by which serializer, where, how they are read back, and what happens when that goes wrong."""
 
+import asyncio
 import dataclasses
 import logging
 import os
@@ -17,7 +18,9 @@ import anyio
 import pytest
 
 from asynctask import Runtime, flow, get_client, states, task
+from asynctask.blocking import drive
 from asynctask.cache_policies import INPUTS
+from asynctask.clocks import Clock
 from asynctask.errors import (
     DamagedResult,
     FailedRun,
@@ -29,8 +32,11 @@ from asynctask.errors import (
 from asynctask.scopes import current_runtime
 from asynctask.stores.base import Store, StoredResult
 from asynctask.stores.memory import MemoryStore
+from asynctask.stores.payloads import Payloads
+from asynctask.stores.results_table import Results
 from asynctask.stores.shelf import Shelf
 from asynctask.stores.sqlite import SQLiteStore
+from asynctask.stores.urls import StoresAt
 
 STORES: dict[str, Callable[[Path], Store]] = {
     "memory": lambda folder: MemoryStore(),
@@ -650,3 +656,116 @@ async def test_what_another_process_wrote_anew_is_seen_with_the_next_runs_record
         await load(2)
         await runtime.flush()
         assert await load(1) == 1
+
+
+@task
+async def nothing() -> None:
+    pass
+
+
+def made(payload: bytes, key: str = "k") -> StoredResult:
+    return StoredResult(
+        key=key, payload=payload, serializer="json", task_name="t", run_number=1, created=Clock().now()
+    )  # fmt: skip
+
+
+async def test_what_was_read_before_this_process_wrote_anything_is_forgotten_when_another_one_replaces_it(tmp_path):
+    first, second = SQLiteStore(tmp_path / "runs.db"), SQLiteStore(tmp_path / "runs.db")
+    async with Runtime(store=second):
+        await second.write_results([made(b"1")])
+        async with Runtime(store=first):
+            await first.read_result("k")
+            assert first.result_at_hand("k") is not None
+            await second.write_results([made(b"2")])
+            await nothing()
+            await first.flush()
+            assert first.result_at_hand("k") is None
+
+
+@pytest.mark.parametrize("how", ["write", "clear"])
+async def test_what_is_read_while_it_is_replaced_or_deleted_is_not_at_hand_afterwards(tmp_path, monkeypatch, how):
+    """A read of the old that begins before the commit, and ends long after it, because its payload is large."""
+    store = SQLiteStore(tmp_path / "runs.db")
+    opens, may_open = threading.Event(), threading.Event()
+    next_epoch, opened = Results.next_epoch, Payloads.open
+    reads: list[asyncio.Task[Any]] = []
+
+    async def read_begins(self: Results, writer: Any) -> int:
+        number = await next_epoch(self, writer)
+        if not reads:
+            reads.append(asyncio.ensure_future(self.read("k", at_hand=True)))
+            await asyncio.to_thread(opens.wait, 5)
+        return number
+
+    def open_slowly(self: Payloads, *args: Any) -> bytes:
+        opens.set()
+        may_open.wait(5)
+        return opened(self, *args)
+
+    async def change() -> None:
+        if how == "write":
+            await store._results.write([made(b"2" * 200_000)], at_hand=True)
+        else:
+            await store._results.clear(None, None, False)
+        may_open.set()
+        await reads[0]
+
+    async with Runtime(store=store):
+        await store.write_results([made(b"1" * 200_000)], at_hand=False)
+        await store.read_result("k", at_hand=False)
+        monkeypatch.setattr(Results, "next_epoch", read_begins)
+        monkeypatch.setattr(Payloads, "open", open_slowly)
+        await store._desk.ask(change)
+        found = store.result_at_hand("k")
+    assert (None if found is None else found.payload[:1]) == (None if how == "clear" else b"2")
+
+
+async def test_a_write_that_fails_does_not_hide_what_another_process_replaces_next(tmp_path, monkeypatch):
+    first, second = SQLiteStore(tmp_path / "runs.db"), SQLiteStore(tmp_path / "runs.db")
+    next_epoch = Results.next_epoch
+
+    async def fails(self: Results, writer: Any) -> int:
+        await next_epoch(self, writer)
+        raise sqlite3.OperationalError("database or disk is full")
+
+    async with Runtime(store=second), Runtime(store=first):
+        await first.write_results([made(b"1")])
+        with monkeypatch.context() as patched:
+            patched.setattr(Results, "next_epoch", fails)
+            with pytest.raises(StoreError, match="disk is full"):
+                await first.write_results([made(b"1", "another")])
+        await second.write_results([made(b"2")])
+        await nothing()
+        await first.flush()
+        assert first.result_at_hand("k") is None
+
+
+async def test_a_storage_key_that_is_no_unicode_leaves_the_run_uncached_and_recorded(tmp_path, caplog):
+    @task(result_storage_key="{name}")
+    async def load(name: str) -> int:
+        return 1
+
+    async with Runtime(store=SQLiteStore(tmp_path / "runs.db")) as runtime, get_client() as client:
+        assert await load(os.fsdecode(b"caf\xe9")) == 1
+        await runtime.flush()
+        assert await client.count_task_runs(state_name="Completed") == 1
+    assert "is not cached: its result_storage_key" in caplog.text
+
+
+def test_threads_that_need_a_folder_of_results_at_one_moment_leave_its_store_closed(tmp_path):
+    stores_at = StoresAt()
+    for number in range(50):
+        together = threading.Barrier(4)
+
+        def find(folder: str, together: threading.Barrier = together) -> None:
+            together.wait()
+            stores_at.find(folder)
+
+        folder = tmp_path / str(number)
+        threads = [threading.Thread(target=find, args=(str(folder),)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    drive(stores_at.release())
+    assert not [thread for thread in threading.enumerate() if thread.name == "asynctask-store"]

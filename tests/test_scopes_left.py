@@ -12,11 +12,13 @@ import anyio.from_thread
 import anyio.lowlevel
 import pytest
 
-from asynctask import State, TaskFuture, flow, task
+from asynctask import Runtime, State, TaskFuture, flow, task
 from asynctask.errors import (
     CrashedRun,
 )
 from asynctask.scopes import close_default
+from asynctask.stores.guard import FileLock
+from asynctask.stores.sqlite import SQLiteStore
 from testkit import fresh, until
 
 
@@ -228,3 +230,27 @@ async def test_hooks_of_runs_cancelled_by_closing_are_waited_for():
     async with fresh(shutdown_timeout=0.01):
         forever.with_options(on_cancellation=note).submit()
     assert seen == ["Cancelled"]
+
+
+@pytest.mark.asyncio
+async def test_a_runtime_whose_closing_is_cancelled_again_and_again_leaves_no_thread(tmp_path):
+    """asyncio's own `cancel` passes shields; what comes after the store is closed all the same."""
+    store = SQLiteStore(tmp_path / "runs.db")
+    lock = FileLock(f"{store.path}-guard")
+
+    async def use() -> None:
+        async with Runtime(store=store) as runtime:
+            assert await sync_double.submit(1) == 2
+            await runtime.flush()
+            assert lock.try_take()  # as a process that hangs while it writes
+            await sync_double.submit(2)
+
+    using = asyncio.ensure_future(use())
+    await until(lambda: lock.is_held)
+    for _ in range(4):
+        await asyncio.sleep(0.05)
+        using.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await using
+    lock.close()
+    await until(lambda: not [one for one in threading.enumerate() if one.name.startswith("asynctask")])

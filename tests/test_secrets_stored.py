@@ -7,15 +7,18 @@ import logging
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from asynctask import Runtime, flow, get_client, get_run_logger, tags, task
 from asynctask.cache_policies import INPUTS
 from asynctask.redact import Secret
 from asynctask.stores.sqlite import SQLiteStore
+from testkit import until
 
 CANARY = "canary-6f1d83c2"
 FORMS = (CANARY, CANARY[::-1], CANARY.encode().hex())
@@ -226,6 +229,49 @@ async def test_default_arguments_are_masked_too(tmp_path):
             await work(settings={"client_secret": CANARY})
 
     await record(tmp_path / "runs.db", body)
+
+
+NAMED: dict[str, Any] = {
+    "by its name": ("at {city} with {password}", {"city": "Ulm", "password": CANARY}),
+    "with a conversion and a width": ("{password!r:>40} in {city:>5}", {"city": "Ulm", "password": CANARY}),
+    "an attribute": ("{settings.api_key}, {city}", {"city": "Ulm", "settings": types.SimpleNamespace(api_key=CANARY)}),
+    "an item": ("{settings[token]}, {city}", {"city": "Ulm", "settings": {"token": CANARY}}),
+    "a whole dict": ("{settings}, {city}", {"city": "Ulm", "settings": {"token": CANARY}}),
+    "a Secret": ("{value}, {city}", {"city": "Ulm", "value": Secret(CANARY)}),
+    "a url": ("{value}, {city}", {"city": "Ulm", "value": f"https://me:{CANARY}@host/x"}),
+    "braces": ("{{{password}}} {city}", {"city": "Ulm", "password": CANARY}),
+}
+
+
+@pytest.mark.parametrize("kind", NAMED)
+async def test_the_name_of_a_run_made_of_its_arguments_does_not_tell_them(tmp_path, kind):
+    """Nor does what others say who wait for it."""
+    template, given = NAMED[kind]
+    seen: list[str] = []
+    may_end = anyio.Event()
+
+    async def body(city: str, password: str = "", settings: Any = None, value: Any = None) -> None:
+        await may_end.wait()
+
+    async def both() -> None:
+        work = task(task_run_name=template, cache_key_fn=lambda context, parameters: "key")(body)
+        first, second = work.submit(**given), work.submit(**given)
+        await until(lambda: [one for one in (first, second) if "cache key" in (one.run.waiting_on or "")])
+        seen.extend([first.run.name, f"{first.run.waiting_on}{second.run.waiting_on}"])
+        async with get_client() as client:
+            seen.extend(str(run) for run in await client.read_task_runs())
+        may_end.set()
+        await first
+        await second
+
+    await record(tmp_path / "runs.db", both)
+    assert not [text for text in seen if CANARY in text]
+    assert "Ulm" in seen[0]
+    assert seen[0] in seen[1]
+    if "password" in given and "braces" not in kind:
+        assert "**********" in seen[0]
+    if kind == "braces":
+        assert seen[0] == "{**********} Ulm"
 
 
 PROGRAM = """

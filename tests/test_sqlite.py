@@ -1,19 +1,26 @@
 """The file of the SQLite store: how it is opened, who may read it, and who shares it."""
 
+import asyncio
 import contextlib
+import fcntl
 import os
 import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import aiosqlite
 import anyio
+import anyio.to_thread
 import pytest
 
-from asynctask import Runtime, task
+from asynctask import Runtime, get_client, task
+from asynctask.cache_policies import INPUTS
 from asynctask.clocks import Clock
 from asynctask.errors import ObjectNotFound, StoreError
 from asynctask.scopes import current_runtime
@@ -365,6 +372,105 @@ async def test_a_cancellation_of_asyncio_s_own_leaves_the_store_in_order(path):
     await until(lambda: not beside(path, "-wal").exists())
 
 
+# -- under the lock ---------------------------------------------------------------------------------------------------
+
+
+async def live(path: Path) -> None:
+    """All that a store does: record, keep, set a limit, look up, delete, copy its log, close, open again."""
+
+    @task(cache_policy=INPUTS, tags=["t"], task_run_name="named {x}")
+    async def kept(x: int, size: int) -> str:
+        return "x" * size
+
+    for _ in range(2):
+        async with Runtime(store=SQLiteStore(path)) as runtime, get_client() as client:
+            for x in range(20):
+                await kept(x, 5)
+            await kept(1, 300_000)
+            await call(runtime, 2000)
+            await runtime.flush()
+            (run,) = await client.read_task_runs(limit=1)
+            await client.delete_task_run(run.id)
+            await client.prune(keep=1000)
+            await client.create_concurrency_limit("t", 5)
+            await client.clear_cache(task_name="kept")
+            await client.store_info()
+
+
+async def test_all_that_writes_opens_copies_or_closes_is_done_under_the_lock(path, monkeypatch):
+    """Looked at from outside: while the library works on such a statement, nobody else can take the lock."""
+    monkeypatch.setattr(database, "CHECKPOINT", 100_000)
+    seen: Counter[str] = Counter()
+    unguarded: list[str] = []
+
+    def look(statement: str) -> None:
+        words = statement.split()
+        seen[" ".join(words[:2]).partition("(")[0]] += 1
+        if words[0] == "SELECT" or statement == "PRAGMA user_version":
+            return
+        descriptor = os.open(f"{path}-guard", os.O_RDWR)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        else:
+            unguarded.append(statement)
+        finally:
+            os.close(descriptor)
+
+    connect, settings = database.connected, []
+
+    async def connected(where: str) -> aiosqlite.Connection:
+        look("connect to")
+        connection = await connect(where)
+        close = connection.close
+        await connection.set_trace_callback(look)
+
+        async def closed() -> None:
+            settings.append(list(await connection.execute_fetchall("PRAGMA wal_autocheckpoint")))
+            look("close it")
+            await close()
+
+        monkeypatch.setattr(connection, "close", closed)
+        return connection
+
+    monkeypatch.setattr(database, "connected", connected)
+    await live(path)
+    assert unguarded == []
+    assert settings == [[(0,)]] * 4  # a connection that writes and one that reads, twice: none copies by itself
+    assert seen["connect to"] == seen["close it"] == 4
+    assert seen["INSERT INTO"] > 20
+    assert seen["DELETE FROM"] > 5
+    assert seen["PRAGMA wal_checkpoint"] > 2
+    assert {statement for statement in seen if statement.startswith("BEGIN")} == {"BEGIN IMMEDIATE"}
+
+
+#: Says which files of the database were opened by anything but the library, and how.
+OPENS = """
+import os, sys
+import anyio, test_sqlite
+
+path = sys.argv[1]
+
+def look(event, arguments):
+    if event == "open" and isinstance(arguments[0], (str, bytes)):
+        name = os.fsdecode(arguments[0])
+        if name.startswith(path) and name[len(path):] in ("", "-wal", "-shm", "-journal"):
+            print(name[len(path):], bool(arguments[2] & os.O_EXCL))
+
+sys.addaudithook(look)
+anyio.run(test_sqlite.live, test_sqlite.Path(path))
+"""
+
+
+def test_no_file_of_the_database_is_opened_but_by_the_library_and_to_make_it(path):
+    """Closing it would drop the locks that the library has on it in this process."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((*sys.path, str(Path(__file__).parent)))}
+    command = [sys.executable, "-c", OPENS, str(path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50, check=True)
+    assert set(done.stdout.splitlines()) == {" True"}
+
+
 # -- the clock --------------------------------------------------------------------------------------------------------
 
 
@@ -437,3 +543,30 @@ async def test_a_run_that_is_not_there_is_said_with_the_path(path):
     store = SQLiteStore(path)
     with pytest.raises(ObjectNotFound, match=r"runs\.db"):
         await store.read_run(uuid.uuid4())
+
+
+async def test_a_key_taken_while_an_earlier_desk_closes_stays_taken(path, monkeypatch):
+    disappear = SQLiteStore._disappear
+    is_leaving, may_leave = threading.Event(), threading.Event()
+
+    async def slowly(self: SQLiteStore) -> None:
+        await disappear(self)
+        is_leaving.set()
+        await asyncio.to_thread(may_leave.wait, 5)
+
+    monkeypatch.setattr(SQLiteStore, "_disappear", slowly)
+    store, other = SQLiteStore(path), SQLiteStore(path)
+    store.hold()
+    async with anyio.create_task_group() as group:
+        group.start_soon(store.release)
+        await anyio.to_thread.run_sync(is_leaving.wait)
+        store.hold()
+        assert await store.try_take_key("k")
+        may_leave.set()
+    await store.ready()  # at the next desk, which waits for the end of the one before
+    assert not await other.try_take_key("k")
+    store.give_key("k")
+    assert await other.try_take_key("k")
+    other.give_key("k")
+    await store.release()
+    other._keys.close()

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -19,8 +20,10 @@ import pytest
 from asynctask import Runtime, get_client, get_run_logger, task
 from asynctask.errors import OptionError
 from asynctask.settings import settings, temporary_settings
-from asynctask.stores.base import RunFilter
+from asynctask.stores import sql, sqlite
+from asynctask.stores.base import RunFilter, StoredResult
 from asynctask.stores.memory import MemoryStore
+from asynctask.stores.results_table import Results
 from asynctask.stores.sqlite import SQLiteStore
 from asynctask.stores.urls import default_url, open_store
 from asynctask.testing import VirtualClock
@@ -319,6 +322,64 @@ async def test_old_runs_are_deleted_by_the_settings(tmp_path, changes, left, lat
             assert await store.count_runs(EVERYTHING) == later
 
 
+async def test_very_many_old_runs_are_deleted_in_slices_between_which_runs_are_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr(sql, "DELETED_AT_ONCE", 10)
+    monkeypatch.setattr(sqlite, "PRUNED_AT_ONCE", 20)
+    clock = VirtualClock()
+    store = SQLiteStore(tmp_path / "runs.db", clock=clock)
+    async with Runtime(store=store, clock=clock) as runtime:
+        for number in range(60):
+            await double(number)
+        await runtime.flush()
+        clock.advance(601)
+        left: list[int] = []
+        with temporary_settings(store_keep_runs=5):
+            for number in range(8):
+                await double(number)
+                await runtime.flush()
+                left.append(await store.count_runs(EVERYTHING))
+                clock.advance(1.1)
+        assert left == [41, 22, 5, 6, 7, 8, 9, 10]  # then every ten minutes again
+
+
+async def test_a_clock_set_back_does_not_put_off_what_is_deleted_by_the_settings(tmp_path):
+    clock = VirtualClock()
+    store = SQLiteStore(tmp_path / "runs.db", clock=clock)
+    async with Runtime(store=store, clock=clock) as runtime:
+        with temporary_settings(store_keep_runs=1):
+            for _ in range(2):
+                await double(1)
+                await runtime.flush()
+            assert await store.count_runs(EVERYTHING) == 2
+            clock.elapsed -= 3600
+            await double(2)
+            await runtime.flush()
+            assert await store.count_runs(EVERYTHING) == 1
+
+
+async def test_deleting_that_fails_is_told_and_nothing_is_recorded_twice(tmp_path, monkeypatch, caplog):
+    async def fails(self: Results) -> None:
+        raise OSError("the folder of results is gone")
+
+    @task
+    async def logs() -> None:
+        get_run_logger().warning("once")
+
+    monkeypatch.setattr(Results, "sweep_files", fails)
+    async with Runtime(store=SQLiteStore(tmp_path / "runs.db")):
+        for number in range(3):
+            await double(number)
+    with temporary_settings(store_keep_runs=1):
+        async with Runtime(store=SQLiteStore(tmp_path / "runs.db")) as runtime:
+            await logs()
+            await runtime.flush()
+            (run,) = await runtime.store.read_runs(RunFilter(task_name="logs"), 10)
+            assert [entry.message for entry in await runtime.store.read_logs(run.id)] == ["once"]
+    assert [one.getMessage() for one in caplog.records if one.levelname == "ERROR"] == [
+        "Old runs could not be deleted: the folder of results is gone"
+    ]
+
+
 async def test_pruning_without_either_deletes_nothing(tmp_path):
     async with Runtime(store=SQLiteStore(tmp_path / "runs.db")), get_client() as client:
         await double(1)
@@ -373,3 +434,55 @@ async def test_a_forked_child_records_into_the_same_file_and_the_parent_goes_on(
     assert numbers == [*range(60), *range(100, 120)]
     assert {run.state_name for run in runs} == {"Completed"}
     assert settings.values.store_url == "memory://"
+
+
+def limited_in_child(path: str, runtime: Runtime) -> int:
+    """How many runs of a limited tag are Running at once, at most, in a runtime that was made before the fork."""
+    now = most = 0
+
+    @task(tags=["narrow"])
+    async def work() -> None:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await anyio.sleep(0.001)
+        now -= 1
+
+    async def main() -> None:
+        async with runtime, anyio.create_task_group() as group:
+            for _ in range(5):
+                group.start_soon(work)
+
+    anyio.run(main)
+    return most
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_runtime_made_before_a_fork_keeps_to_the_limits_in_the_child(tmp_path):
+    """As a web application has it that is loaded before its workers are forked."""
+    path = tmp_path / "runs.db"
+
+    async def set_limit() -> None:
+        async with Runtime(store=SQLiteStore(path)), get_client() as client:
+            await client.create_concurrency_limit("narrow", 1)
+
+    anyio.run(set_limit)
+    runtime = Runtime(store=SQLiteStore(path))
+    child = os.fork()
+    if not child:
+        os._exit(limited_in_child(str(path), runtime))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_children_forked_while_results_are_put_at_hand_can_put_their_own(tmp_path):
+    """A lock that was held by a thread of the parent would never be given back."""
+    store = SQLiteStore(tmp_path / "runs.db")
+    result = StoredResult(key="k", payload=b"1", serializer="json", task_name="t", run_number=1, created=1.0)
+    with store._shelf._lock:  # as another thread has it at that moment
+        child = os.fork()
+        if not child:
+            signal.alarm(5)
+            store._shelf.put(result)
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -44,33 +44,42 @@ def _named(source: str, name: str) -> str:
     return f"{source} ({PREFIX}{name.upper()})" if source == "environment" else source
 
 
-def set_value(name: str, value: str, /) -> int:
+def set_value(name: str, value: str, /, *, json: bool = False) -> int:
     """Write a setting to asynctask.toml in this folder; its other lines stay as they are.
 
     Args:
         name: The setting; `asynctask config view` lists them.
         value: Its new value.
+        json: Print a JSON document.
     """
     name = _setting(name)
     values = {**values_in(FILE), name: decoded(value)}
     new = getattr(checked(values), name)  # the whole file is held against the settings before a line is changed
     write(with_setting(name, new))
-    out(f"{FILE}: {name} = {cleaned(_shown(without_password(new)))}")
+    new = without_password(new)
+    if json:
+        document({"name": name, "value": new, "source": FILE})
+    else:
+        out(f"{FILE}: {name} = {cleaned(_shown(new))}")
     _tell_if_overridden(name)
     return 0
 
 
-def unset(name: str, /) -> int:
+def unset(name: str, /, *, json: bool = False) -> int:
     """Take a setting out of asynctask.toml in this folder; its other lines stay as they are.
 
     Args:
         name: The setting, which may also be one that no longer exists.
+        json: Print a JSON document.
     """
     name = _plain(name)
     if name not in values_in(FILE):
         raise UsageError(f"{FILE} in this folder does not set {name!r}")
     write(without_setting(name))
-    out(f"{FILE}: {name} is no longer set")
+    if json:
+        document({"name": name, "value": None, "source": FILE})
+    else:
+        out(f"{FILE}: {name} is no longer set")
     _tell_if_overridden(name)
     return 0
 

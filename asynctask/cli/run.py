@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -36,7 +37,8 @@ def run(
 ) -> int:
     """Run a flow or task, and print its result.
 
-    The exit code is 0 when the run completes, 1 when it fails, 2 when there is nothing to run or a value does not fit.
+    The exit code is 0 when the run completes, 1 when it fails, 2 when there is nothing to run or a value does not fit;
+    130 after Ctrl-C and 143 after SIGTERM, both of which cancel it.
 
     Args:
         target: FILE.py, FILE.py:NAME, or module:name. NAME may be left out where there is one flow.
@@ -55,10 +57,14 @@ def run(
         except Exception as error:  # deliberate: the user's module raised as it was loaded
             return _failed(error)
         _listen()
+        terminated = _terminable()
         try:
             value = _value(definition, args, kwargs, backend, each=None if json else show)
         except KeyboardInterrupt:
             close_default(0)  # what was submitted is cancelled, not waited for
+            if terminated:
+                note("asynctask: terminated")
+                return 128 + signal.SIGTERM
             raise
         except OutputClosed:
             raise
@@ -68,6 +74,18 @@ def run(
             close_default()
     show(value)
     return 0
+
+
+def _terminable() -> list[int]:
+    """From here on SIGTERM ends the run as Ctrl-C does, so that it is recorded and rolled back; noted in the list."""
+    noted: list[int] = []
+
+    def end(number: int, _: object) -> None:
+        noted.append(number)
+        signal.raise_signal(signal.SIGINT)  # each event loop has its own answer to that one
+
+    signal.signal(signal.SIGTERM, end)
+    return noted
 
 
 def _failed(error: Exception) -> int:

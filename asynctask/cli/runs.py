@@ -90,7 +90,7 @@ def _print_runs(found: list[TaskRun], following: str | None, json: bool) -> None
                 run.name,
                 run.state_name,
                 time_of(made(run)),
-                length_of(run.total_run_time) if run.run_count else "",
+                _length(run),
                 ", ".join(run.tags),
             )
             for run in found
@@ -99,6 +99,11 @@ def _print_runs(found: list[TaskRun], following: str | None, json: bool) -> None
     )
     if following is not None:
         note(f"asynctask: there are more; go on with --cursor {following}")
+
+
+def _length(run: TaskRun) -> str:
+    """How long its body ran; nothing while an attempt goes on, which is not counted yet."""
+    return length_of(run.total_run_time) if run.run_count and run.state_type is not StateType.RUNNING else ""
 
 
 def made(run: TaskRun) -> datetime:
@@ -143,7 +148,7 @@ def inspect(run: str, /, *, json: bool = False, store: str | None = None) -> int
         ("made", time_of(made(found))),
         ("started", time_of(found.start_time)),
         ("ended", time_of(found.end_time)),
-        ("run time", f"{length_of(found.total_run_time)} in {found.run_count} attempts" if found.run_count else ""),
+        ("run time", _length(found) and f"{_length(found)} in {found.run_count} attempt{'s' * (found.run_count > 1)}"),
         ("waits for", found.waiting_on or ""),
         ("tags", ", ".join(found.tags)),
         ("flow run", found.flow_run_id or ""),

@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
@@ -22,6 +24,31 @@ from ..states import State, StateType
 
 #: Seconds by which clocks of processes may differ, or be corrected, before a result with an expiry is not trusted.
 SKEW = 5.0
+
+
+class Journals:
+    """The journals of a store, for as long as somebody has them. Any thread, and while others are added as well: a
+    `WeakSet` cannot be looked through then."""
+
+    __slots__ = ("_lock", "_references")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._references: tuple[weakref.ref[Journal], ...] = ()
+
+    def add(self, journal: Journal) -> None:
+        with self._lock:
+            self._references = (*self._without(journal), weakref.ref(journal))
+
+    def discard(self, journal: Journal) -> None:
+        with self._lock:
+            self._references = self._without(journal)
+
+    def all(self) -> list[Journal]:
+        return [journal for one in self._references if (journal := one()) is not None]
+
+    def _without(self, journal: Journal) -> tuple[weakref.ref[Journal], ...]:
+        return tuple(one for one in self._references if one() not in (None, journal))
 
 
 class RunFilter(msgspec.Struct, frozen=True, kw_only=True):

@@ -172,7 +172,7 @@ class Presence:
             if self._lock.is_held:
                 if sys.platform == "win32":  # it does not delete what is open
                     self._lock.close()
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(OSError):  # it is gone, or its folder closed to us: others find us dead
                     os.unlink(self._lock.path)
                 self._lock.close()
 
@@ -220,10 +220,12 @@ class KeyLocks:
     well be. Should two keys meet there (one in 9 million, with a million held at once), one waits for the other.
     """
 
-    __slots__ = ("__weakref__", "_file", "_held", "path")
+    __slots__ = ("__weakref__", "_file", "_held", "is_resting", "path")
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.path.abspath(path)
+        #: Whether the file is closed as soon as no key is held.
+        self.is_resting = False
         self._file: _KeyFile | None = None
         #: Where each was taken: the file may have been replaced since.
         self._held: dict[int, _KeyFile] = {}
@@ -248,12 +250,23 @@ class KeyLocks:
         """Release the lock of `key`. Nothing happens if it is not held by this object."""
         with _change:
             self._give(_offset(key))
+            self._close_if_resting()
 
     def close(self) -> None:
         """Release every key. Keys may be taken again, which opens the file anew."""
         with _change:
             for offset in list(self._held):
                 self._give(offset)
+            self._use(None)
+
+    def rest(self) -> None:
+        """Close the file when no key is held, now or later."""
+        with _change:
+            self.is_resting = True
+            self._close_if_resting()
+
+    def _close_if_resting(self) -> None:
+        if self.is_resting and not self._held:
             self._use(None)
 
     def forget(self) -> None:

@@ -65,6 +65,8 @@ def is_at(descriptor: int, path: str) -> bool:
         return identity(os.lstat(path)) == identity(os.fstat(descriptor))
     except FileNotFoundError:
         return False
+    except OSError as error:  # its folder was closed to us, or became something else
+        raise cannot_open(path, error) from error
 
 
 # -- the operating system --------------------------------------------------------------------------------------------

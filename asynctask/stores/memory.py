@@ -7,7 +7,6 @@ logged, so that a server may run for a month.
 from __future__ import annotations
 
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -22,7 +21,7 @@ from ..records import LogEntry, TaskRun, own_key
 from ..runs import Journal, Run, Trace
 from ..settings import settings
 from ..states import State
-from .base import CacheEntry, RunFilter, StoredResult, StoreInfo, date_of
+from .base import CacheEntry, Journals, RunFilter, StoredResult, StoreInfo, date_of
 from .shelf import Shelf
 
 #: Results, and bytes of them, that the store keeps; it has no disk to put more on.
@@ -40,7 +39,7 @@ class MemoryStore:
         size = settings.values.history_size if history_size is None else history_size
         self._history: deque[Trace] = deque(maxlen=size)
         self._logs: deque[tuple[int, LogEntry]] = deque(maxlen=size)
-        self._journals: weakref.WeakSet[Journal] = weakref.WeakSet()
+        self._journals = Journals()
         self.flights = Flights()
         self._shelf = Shelf(MOST_RESULTS, MOST_BYTES)
         self._keys: set[str] = set()
@@ -147,7 +146,7 @@ class MemoryStore:
         return [traces[number] for number in sorted(traces, reverse=True)]
 
     def _traces(self) -> Iterator[Trace]:
-        live = [run for journal in list(self._journals) for run in list(journal.live.values())]
+        live = [run for journal in self._journals.all() for run in list(journal.live.values())]
         return chain(live, list(self._history))
 
     # -- results ------------------------------------------------------------------------------------------------------

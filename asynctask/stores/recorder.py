@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from ..errors import StoreError
 from ..records import LogEntry
-from ..runs import Journal, Trace, wake_all
+from ..runs import Trace, wake_all
+from .base import Journals
 
 logger = logging.getLogger("asynctask")
 
@@ -71,7 +71,7 @@ class Recorder:
         self._now = now
         self._queue: deque[Trace] = deque()
         self._logs: deque[tuple[int, LogEntry]] = deque()
-        self.journals: weakref.WeakSet[Journal] = weakref.WeakSet()
+        self.journals = Journals()
         #: Runs that have a row and are not over: how much of their history is in it, and whether their given name is.
         self._rows: dict[int, tuple[int, bool]] = {}
         self._is_asleep = False
@@ -118,14 +118,14 @@ class Recorder:
 
     def _crowd(self) -> None:
         if self.failure is None:
-            for journal in list(self.journals):
+            for journal in self.journals.all():
                 journal.is_crowded = True
         elif len(self._queue) > MOST_KEPT:
             self._queue.popleft()
             self._dropped += 1
 
     def _uncrowd(self) -> None:
-        for journal in list(self.journals):
+        for journal in self.journals.all():
             journal.is_crowded = False
         wake_all(self._room)
 
@@ -148,7 +148,7 @@ class Recorder:
         self._logs.clear()
         self._rows.clear()
         self._room.clear()
-        self.journals.clear()
+        self.journals = Journals()
         self._bell = self._loop = self._writing = self.failure = None
         self._is_asleep = False
         self._dropped = 0
@@ -172,7 +172,8 @@ class Recorder:
                 self._is_asleep = False
                 bell.clear()
                 pause = GATHER if await self.try_to_write() else min(LONGEST_PAUSE, max(FIRST_PAUSE, pause * 2))
-                if not closing.is_set() and (self.failure is not None or len(self._queue) < BATCH):
+                is_much = max(len(self._queue), len(self._logs)) >= BATCH
+                if not closing.is_set() and (self.failure is not None or not is_much):
                     alarm = self._loop.call_later(pause, bell.set)
                     await bell.wait()
                     alarm.cancel()
@@ -193,7 +194,7 @@ class Recorder:
         """Write all there is now, and with `young` also the runs that have just begun. Raises what the store raises."""
         assert self._writing is not None, "the recorder writes only at its desk"
         async with self._writing:
-            left = len(self._queue)
+            left = max(len(self._queue), len(self._logs))  # not what comes meanwhile: somebody may wait for this
             while True:
                 batch = self._take(young)
                 if not batch.traces and not batch.logs:
@@ -205,7 +206,7 @@ class Recorder:
                     raise
                 self._written(batch)
                 left -= BATCH
-                if left <= 0 and not self._logs:
+                if left <= 0:
                     break
             self._succeeded()
 
@@ -218,7 +219,7 @@ class Recorder:
         lengths: dict[int, int] = {}
         rows = self._rows
         now = self._now()
-        for journal in list(self.journals):
+        for journal in self.journals.all():
             for run in list(journal.live.values()):
                 row = rows.get(run.number)
                 if row is None:
@@ -265,7 +266,10 @@ class Recorder:
             lost = f"; {self._dropped:,} records were lost" if self._dropped else ""
             logger.warning("Runs are recorded again; what waited is written%s", lost)
             self.failure = None
-            self._dropped = 0
+        elif self._dropped:
+            lines = f"{self._dropped:,}"
+            logger.warning("%s of the oldest log lines were dropped: more comes than can be written", lines)
+        self._dropped = 0
         if len(self._queue) <= MOST_WAITING - BATCH:  # not earlier: each time costs more than a run
             self._uncrowd()
 

@@ -54,9 +54,14 @@ def _begin() -> bool:
 async def connected(path: str) -> aiosqlite.Connection:
     """A new connection, in a thread of its own."""
     connection = aiosqlite.connect(path, isolation_level=None, check_same_thread=False)  # a child closes it elsewhere
+    thread = connection._thread  # pyright: ignore[reportPrivateUsage]
     # Else the interpreter, ending, would wait for this thread before we are told that it ends.
-    connection._thread.daemon = True  # pyright: ignore[reportPrivateUsage]
-    await connection
+    thread.daemon = True
+    try:
+        await connection
+    except sqlite3.Error:
+        thread.join()  # its last act is to tell this loop, which may be closed a moment later
+        raise
     _connections.add(connection)
     return connection
 

@@ -10,9 +10,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import aiosqlite
@@ -27,6 +28,8 @@ from .shelf import Shelf
 #: Bytes of a payload above which it is signed, and checked, in a thread of its own.
 LARGE = 100_000
 
+T = TypeVar("T")
+
 
 class Results:
     """The results of one store, for code at its desk."""
@@ -40,13 +43,15 @@ class Results:
         self._turn = asyncio.Lock()
         self._to_write: list[tuple[list[tuple[Any, ...]], asyncio.Future[None]]] = []
 
-    def begin_anew(self) -> None:
+    async def begin_anew(self, writer: aiosqlite.Connection) -> None:
         """The database is another one than before, or was closed meanwhile."""
-        self._epoch = -1
         self._shelf.clear()
+        # Before anything is read: what others replace from now on is noticed.
+        self._epoch = int(await one(writer, sql.READ_EPOCH))
 
     async def read(self, key: str, *, at_hand: bool) -> StoredResult | None:
         """What is kept under `key`. Raises `DamagedResult` and `MissingResult`."""
+        await self._database.opened()
         epoch = self._epoch
         rows = await self._database.read(sql.READ_RESULT, (sql.key_digest(key),))
         if not rows:
@@ -54,7 +59,7 @@ class Results:
         run_id, task_name, created, expires, serializer, size, mac, file, inline = rows[0]
         sealed = Sealed(inline, file, size, mac)
         if size > LARGE:
-            payload = await asyncio.to_thread(self._payloads.open, key, serializer, sealed)
+            payload = await aside(self._payloads.open, key, serializer, sealed)
         else:
             payload = self._payloads.open(key, serializer, sealed)
         found = StoredResult(
@@ -71,7 +76,7 @@ class Results:
         for result in results:
             seal = self._payloads.seal
             if len(result.payload) > LARGE:
-                sealed = await asyncio.to_thread(seal, result.key, result.serializer, result.payload)
+                sealed = await aside(seal, result.key, result.serializer, result.payload)
             else:
                 sealed = seal(result.key, result.serializer, result.payload)
             rows.append(sql.result_row(result, sealed))
@@ -93,7 +98,8 @@ class Results:
         try:
             async with self._database.writing(durable=True) as writer:
                 await writer.executemany(sql.WRITE_RESULT, [row for rows, _ in together for row in rows])
-                await self.look_at_epoch(writer, grow=True)
+                epoch = await self.next_epoch(writer)
+            self._epoch = epoch
         except Exception as error:  # deliberate: raised to every one of those who wait
             failure = error
         for _, written in together:
@@ -102,17 +108,26 @@ class Results:
             else:
                 written.set_exception(failure)
 
-    async def look_at_epoch(self, writer: aiosqlite.Connection, *, grow: bool = False) -> None:
-        """Forget what is at hand if another process has replaced or deleted some (rule 3); `grow` if we do."""
-        if not grow and not len(self._shelf):
-            return
-        number = int(await one(writer, "SELECT number FROM cache_epoch"))
-        if self._epoch not in (-1, number):
+    async def look_at_epoch(self, writer: aiosqlite.Connection) -> None:
+        """Forget what is at hand if another process has replaced or deleted some (rule 3)."""
+        if len(self._shelf):
+            await self._look(writer)
+
+    async def next_epoch(self, writer: aiosqlite.Connection) -> int:
+        """The epoch that begins when this transaction, which replaces or deletes results, is committed.
+
+        Not ours before that: it may fail, and what is read until then is still the old.
+        """
+        number = await self._look(writer) + 1
+        await writer.execute("UPDATE cache_epoch SET number = ?", (number,))
+        return number
+
+    async def _look(self, writer: aiosqlite.Connection) -> int:
+        number = int(await one(writer, sql.READ_EPOCH))
+        if self._epoch != number:
             self._shelf.clear()
-        if grow:
-            number += 1
-            await writer.execute("UPDATE cache_epoch SET number = ?", (number,))
-        self._epoch = number
+            self._epoch = number
+        return number
 
     async def list(self, task_name: str | None, limit: int) -> list[CacheEntry]:
         query = sql.list_results(task_name, limit)
@@ -128,7 +143,8 @@ class Results:
         query = sql.clear_results(task_name, key, self._clock.now() if expired else None)
         async with self._database.writing() as writer:
             count = (await writer.execute(query.text, query.values)).rowcount
-            await self.look_at_epoch(writer, grow=True)
+            epoch = await self.next_epoch(writer)
+        self._epoch = epoch
         self._shelf.clear()
         await self.sweep_files()
         return count
@@ -136,4 +152,29 @@ class Results:
     async def sweep_files(self) -> None:
         """Delete files of results that no row names any more."""
         used = {row[0] for row in await self._database.read("SELECT file FROM results WHERE file IS NOT NULL")}
-        await asyncio.to_thread(self._payloads.sweep, used)
+        await aside(self._payloads.sweep, used)
+
+
+async def aside(work: Callable[..., T], *args: Any) -> T:
+    """What `work` gives, done in a thread of its own.
+
+    An executor's take no more work once the interpreter is ending; and what is made then is kept as well.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def do(done: asyncio.Future[T]) -> None:
+        try:
+            value = work(*args)
+        except BaseException as error:  # deliberate: raised to who waits for it
+            loop.call_soon_threadsafe(done.set_exception, error)
+        else:
+            loop.call_soon_threadsafe(done.set_result, value)
+
+    thread = threading.Thread(target=do, args=(done,), name="asynctask-store-aside", daemon=True)
+    thread.start()
+    try:
+        return await done
+    finally:
+        thread.join()
+        del done  # its error leads here

@@ -49,6 +49,12 @@ class Shelf:
         if result is not None:
             self._held -= len(result.payload)
 
+    def begin_anew(self) -> None:
+        """In a forked child, where nobody may be left to give the lock back."""
+        self._lock = threading.Lock()
+        self._results.clear()
+        self._held = 0
+
     def clear(self) -> None:
         with self._lock:
             self._results.clear()

@@ -32,6 +32,8 @@ _UPSERT_END = " ON CONFLICT (id) DO UPDATE SET " + ", ".join(f"{one} = excluded.
 COUNTS = "SELECT (SELECT count(*) FROM runs), (SELECT count(*) FROM results), (SELECT count(*) FROM logs)"
 #: The length of a log line, an error or a history message, beyond which it is cut.
 LONGEST = 64_000
+#: The library has whole numbers of 64 bits.
+MOST_LEVEL = 2**31 - 1
 
 
 class Query(NamedTuple):
@@ -100,7 +102,8 @@ READ_LOGS = "SELECT time, level, logger, message FROM logs WHERE id = ? ORDER BY
 
 
 def log_row(run_number: int, entry: LogEntry) -> tuple[Any, ...]:
-    return run_number.to_bytes(16, "big"), entry.time, entry.level, clean(entry.logger), clean(entry.message)
+    level = min(entry.level, MOST_LEVEL)
+    return run_number.to_bytes(16, "big"), entry.time, level, clean(entry.logger), clean(entry.message)
 
 
 CRASHED = ("CRASHED", "Crashed")
@@ -158,6 +161,7 @@ def key_digest(key: str) -> bytes:
     return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=20).digest()
 
 
+READ_EPOCH = "SELECT number FROM cache_epoch"
 READ_RESULT = """SELECT run_id, task_name, created, expires, serializer, size, mac, file, payload
     FROM results WHERE digest = ?"""
 _RESULT = ("digest", "key", "task_name", "run_id", "created", "expires", "serializer", "size", "mac", "file", "payload")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import socket
 import sqlite3
@@ -38,7 +39,7 @@ from .guard import KeyLocks, Presence, is_alive, remove
 from .lists import ALL_TASKS, FIND_KINDS, FIND_TASKS, Known, count_runs, list_runs, tasks_named
 from .recorder import Batch, Recorder
 from .results_table import Results
-from .rows import Numbers, crashed, insert_runs, record_of
+from .rows import Numbers, crashed, insert_runs, put_into_words, record_of
 from .shelf import Shelf
 
 logger = logging.getLogger("asynctask")
@@ -47,6 +48,9 @@ logger = logging.getLogger("asynctask")
 LAST_SECONDS = 10.0
 #: Seconds between two looks at what is to be pruned.
 PRUNE_EVERY = 600.0
+#: Runs that are pruned between two batches, in 0.1 s, and seconds until the next so many: a million at once would
+#: hold up for 25 s what is to be recorded.
+PRUNED_AT_ONCE, PRUNE_AGAIN = 5_000, 1.0
 
 
 class SQLiteStore:
@@ -79,12 +83,13 @@ class SQLiteStore:
 
     def begin_anew(self) -> None:
         """In a forked child: nothing is open, and nothing of what the parent has is to be written here."""
-        for journal in list(self._recorder.journals):
+        for journal in self._recorder.journals.all():
             journal.keep = journal.keep_log = _ignore
         self._recorder.begin_in_child()
         self._desk = Desk("asynctask-store", self._at_desk)
         self._presence = None
-        self.limits = Limits()
+        self._shelf.begin_anew()
+        self.limits.begin_anew()  # the same object: runtimes that were made before the fork have it
         self.limits.is_known = False
         self.flights = Flights()
 
@@ -111,6 +116,7 @@ class SQLiteStore:
     async def _at_desk(self, closing: asyncio.Event) -> None:
         self._database = Database(self.path, self._prepare)
         self._results = Results(self._database, self._shelf, self._clock)
+        self._keys.is_resting = False
         try:
             await self._recorder.run(closing)
         finally:
@@ -118,12 +124,12 @@ class SQLiteStore:
                 await self._disappear()
             finally:
                 await self._database.close()
-                self._keys.close()
+                self._keys.rest()  # keys stay held: by who has opened the desk again meanwhile, or goes without
 
     async def _prepare(self, writer: aiosqlite.Connection) -> None:
         """The file was opened: for the first time, or anew because it was replaced."""
         self._numbers = Numbers()
-        self._results.begin_anew()
+        await self._results.begin_anew(writer)
         self._recorder.begin_anew()
         presence = self._presence
         if presence is not None and not await one(writer, sql.IS_PRESENT, (presence.name,)):  # it is another file
@@ -206,13 +212,15 @@ class SQLiteStore:
     async def _write_batch(self, batch: Batch) -> None:
         await self._database.opened()
         owner = await self._appear()
+        for _ in put_into_words(batch.traces):
+            await asyncio.sleep(0)  # others ask here as well
         async with self._database.writing() as writer:
             numbers = await self._numbered(writer, batch)
             await execute_all(writer, insert_runs(batch.traces, numbers, owner))
             await self._insert_details(writer, batch)
             await self._results.look_at_epoch(writer)
         self._numbers = numbers
-        if self._clock.now() - self._pruned > PRUNE_EVERY:
+        if not 0 <= self._clock.now() - self._pruned <= PRUNE_EVERY:  # less than 0: the clock was set back
             self._pruned = self._clock.now()
             await self._prune_by_settings()
 
@@ -318,14 +326,17 @@ class SQLiteStore:
         if days is None and keep is None:
             return
         try:
-            await self._prune(None if days is None else days * 86400, keep)
-        except StoreError as error:
+            count = await self._prune(None if days is None else days * 86400, keep, most=PRUNED_AT_ONCE)
+        except Exception as error:  # deliberate: told; the batch before it is written, and must not be once more
             logger.error("Old runs could not be deleted: %s", error)
+        else:
+            if count >= PRUNED_AT_ONCE:
+                self._pruned -= PRUNE_EVERY - PRUNE_AGAIN
 
-    async def _prune(self, seconds: float | None, keep: int | None) -> int:
+    async def _prune(self, seconds: float | None, keep: int | None, *, most: float = math.inf) -> int:
         count = 0
         for query in sql.prunable(self._clock.now(), seconds, keep):
-            while ids := [row[0] for row in await self._database.read(query.text, query.values)]:
+            while count < most and (ids := [row[0] for row in await self._database.read(query.text, query.values)]):
                 await self._delete(ids)
                 count += len(ids)
         return count
@@ -335,7 +346,7 @@ class SQLiteStore:
         async with self._database.writing() as writer:
             for text, values in sql.deletions(ids):
                 await writer.executemany(text, values)
-            await self._results.look_at_epoch(writer, grow=True)
+            await self._results.next_epoch(writer)
         await self._results.sweep_files()
 
     # -- results ------------------------------------------------------------------------------------------------------

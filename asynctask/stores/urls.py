@@ -51,7 +51,13 @@ def missing_file(store: str | None) -> str | None:
     if url.startswith("memory://"):
         return None
     path = os.path.abspath(_file_of(url)[1])
-    return None if os.path.exists(path) else path
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return path
+    except OSError:
+        pass  # nobody can say what is there: who opens it is told why
+    return None
 
 
 def store_at(folder: str | os.PathLike[str]) -> Store:
@@ -64,18 +70,22 @@ class StoresAt:
 
     def __init__(self) -> None:
         self._stores: dict[str, Store] = {}
+        #: Each for every time that it is held: threads that come at one moment hold it several times.
+        self._holds: list[Store] = []
 
     def find(self, folder: str | os.PathLike[str]) -> Store:
         name = os.fspath(folder)
         store = self._stores.get(name)
         if store is None:
-            store = self._stores[name] = store_at(name)
+            store = store_at(name)
             store.hold()
+            self._holds.append(store)
+            self._stores[name] = store
         return store
 
     async def release(self) -> None:
-        stores, self._stores = self._stores, {}
-        for store in stores.values():
+        holds, self._holds, self._stores = self._holds, [], {}
+        for store in holds:
             await store.release()
 
 

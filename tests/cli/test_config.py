@@ -167,6 +167,15 @@ def test_unset_of_what_is_not_set_is_wrong_use(here, folder):
     assert not (folder / "asynctask.toml").exists()
 
 
+def test_set_and_unset_print_documents(here):
+    code, out, err = here("config", "set", "history_size", "4", "--json")
+    assert (code, json.loads(out), err) == (0, {"name": "history_size", "value": 4, "source": "asynctask.toml"}, "")
+    url = "postgresql://me:hunter2@host/x"
+    assert "hunter2" not in here("config", "set", "store_url", url, "--json").out
+    code, out, err = here("config", "unset", "history_size", "--json")
+    assert (code, json.loads(out), err) == (0, {"name": "history_size", "value": None, "source": "asynctask.toml"}, "")
+
+
 def test_set_says_when_the_environment_goes_before_the_file(here, monkeypatch):
     monkeypatch.setenv("ASYNCTASK_HISTORY_SIZE", "3")
     code, _, err = here("config", "set", "history_size", "4")

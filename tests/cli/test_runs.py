@@ -293,6 +293,22 @@ def test_watch_gives_up_after_its_timeout(folder, here):
     assert (code, err.endswith(" is still Running after 0.3 s\n")) == (1, True)
 
 
+def test_an_attempt_that_goes_on_has_no_run_time_yet(folder, here):
+    (folder / "slow.py").write_text(SLOW)
+    with subprocess.Popen(
+        [sys.executable, "slow.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as runner:
+        assert runner.stdout.readline() == "ready\n"
+        while '"Running"' not in listed():
+            pass
+        shown = here("runs", "ls").out + here("runs", "inspect", "@last").out
+        runner.communicate("\n", timeout=20)
+    assert "Running" in shown
+    assert " ms" not in shown
+    assert "attempt" not in shown
+    assert "ms in 1 attempt\n" in here("runs", "inspect", "@last").out
+
+
 def test_delete_takes_the_named_run_and_no_other(here, kept):
     before = [item["id"] for item in items(here)]
     assert here("runs", "delete", before[0]) == (0, "1 run deleted\n", "")

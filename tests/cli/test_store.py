@@ -108,6 +108,14 @@ def test_prune_wants_to_know_exactly_what(here, kept, words):
     assert json.loads(here("store", "info", "--json").out)["runs"] == 3
 
 
+@pytest.mark.parametrize("words", [["runs", "ls"], ["store", "info"], ["cache", "ls"]], ids=" ".join)
+def test_a_store_that_cannot_be_looked_for_is_an_error_and_not_empty(here, folder, words):
+    (folder / "home").touch()
+    done = here(*words)
+    assert (done.code, done.out) == (1, "")
+    assert "asynctask.db' cannot be opened: File exists" in done.err
+
+
 def test_where_nothing_was_kept_yet_reading_makes_no_store(here, folder):
     assert here("store", "info") == (0, "", "asynctask: there is no store yet; the first run makes it\n")
     assert here("cache", "ls") == (0, "", "asynctask: no results are kept\n")

@@ -162,9 +162,12 @@ def made_of(node: Node) -> Callable[..., Any]:
 def seeds(request: pytest.FixtureRequest) -> Iterator[range]:
     """And afterwards nothing of ours is left in memory."""
     yield range(request.param, request.param + PER_TEST)
+    end = time.monotonic() + PATIENCE
     gc.collect()
-    left = [one for one in gc.get_objects() if type(one) in (Run, Scope, Runtime)]
-    assert not left
+    while left := [repr(one) for one in gc.get_objects() if type(one) in (Run, Scope, Runtime)]:
+        # Flows in threads whose caller was given up may still be on their way out.
+        assert time.monotonic() < end, left
+        gc.collect()
 
 
 async def test_random_graphs_end_keep_their_limits_and_leave_nothing(seeds: range):

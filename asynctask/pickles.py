@@ -1,0 +1,91 @@
+"""Pickles: nearly any value as bytes, and back, also what the program defines in its own file.
+
+1. Classes and functions of `__main__` go by value (cloudpickle): any process can read them. A process that has the same
+   program as its own takes its own instead. With copies of them nothing that was kept would be equal to what it was: a
+   dataclass, an enum and `isinstance` ask for the very class.
+2. What would come back as something else is refused.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import io
+import sys
+import types
+from collections import ChainMap
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from .specs import MAIN, main_module
+
+
+def dumps(value: Any, /) -> bytes:
+    buffer = io.BytesIO()
+    _pickler()(buffer, protocol=5).dump(value)  # every Python that may share the store reads 5
+    return buffer.getvalue()
+
+
+def loads(data: bytes, /) -> Any:
+    return _unpickler()(io.BytesIO(data)).load()
+
+
+def own_or_made(module: str, name: str, make: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """The reader's own class or function of that name, or a copy. Pickles that are kept name this function."""
+    own = _own(module, name)
+    return make(*arguments) if own is None else own
+
+
+def fill(made: Any, kept: tuple[str, str, Callable[[Any, Any], Any], Any]) -> None:
+    """Give a copy its content; the reader's own has one. Pickles that are kept name this function."""
+    module, name, fill_copy, state = kept
+    if _own(module, name) is not made:
+        fill_copy(made, state)
+
+
+def _own(module: str, name: str) -> Any:
+    """What this program calls so: as the script that it is, or having imported that."""
+    found: Any = sys.modules.get("__main__" if module == main_module() else module)
+    for step in name.split("."):
+        found = getattr(found, step, None)
+    return found if isinstance(found, (type, types.FunctionType)) else None
+
+
+@functools.cache
+def _pickler() -> Any:
+    cloudpickle = importlib.import_module("cloudpickle")  # 20 ms
+    base: Any = cloudpickle.Pickler
+    if "__mp_main__" in sys.modules:  # cloudpickle knows `__main__` alone, and would have others import this name
+        cloudpickle.register_pickle_by_value(sys.modules["__mp_main__"])
+    # It makes a copy of the content of a file that is open for reading, and bytes of a view.
+    refused = dict.fromkeys((io.TextIOWrapper, memoryview), _refuse)
+
+    def reducer_override(self: Any, value: Any) -> Any:
+        reduced: Any = base.reducer_override(self, value)
+        if reduced is NotImplemented or len(reduced) != 6 or value.__module__ not in MAIN:
+            return reduced
+        module, name = main_module(), value.__qualname__
+        if _own(module, name) is not value:
+            return reduced
+        make, arguments, state, _, _, fill_copy = reduced
+        return own_or_made, (module, name, make, arguments), (module, name, fill_copy, state), None, None, fill
+
+    members = {"dispatch_table": ChainMap(refused, base.dispatch_table), "reducer_override": reducer_override}
+    return type("Pickler", (base,), members)
+
+
+@functools.cache
+def _unpickler() -> Any:
+    import pickle  # 4 ms
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str, /) -> Any:
+            # Kept by who had imported the script that is run here: not to be imported, and run, once more.
+            is_main = module in MAIN or (module not in sys.modules and module == main_module())
+            return super().find_class("__main__" if is_main else module, name)
+
+    return Unpickler
+
+
+def _refuse(value: object) -> NoReturn:
+    raise TypeError(f"cannot pickle {type(value).__name__!r} object")
