@@ -4,6 +4,7 @@
    as are asked for; so a filter costs the same on a thousand rows and on ten million.
 2. With several filters, the first of tags, name, flow, task and state chooses the index, and the others are looked at
    in the rows.
+3. This is SQLite's: its full-text search, and its ways to say which index. What other databases share is in `sql`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from ..runs import Trace
 from .base import RunFilter, milliseconds
-from .schema import NUMBER_SHIFT, first_number
+from .schema import NUMBER_SHIFT, first_number, name_number
 from .sql import SHOWN, Query, clean, readable, where
 
 
@@ -37,8 +39,17 @@ FIND_KINDS = """SELECT id FROM kinds
     WHERE (?1 IS NULL OR type = ?1) AND (?2 IS NULL OR name = ?2) AND (?3 IS NULL OR is_flow = ?3)"""
 FIND_TASKS = "SELECT id FROM tasks WHERE name = ?1 AND (?2 IS NULL OR is_flow = ?2)"
 ALL_TASKS = "SELECT id, name FROM tasks WHERE ?1 IS NULL OR is_flow = ?1"
+#: Of `name_row`, and of the number and the id of a run.
+INSERT_NAME = "INSERT OR REPLACE INTO run_names (rowid, name, id) VALUES (?, ?, ?)"
+DELETE_NAME = "DELETE FROM run_names WHERE rowid = ? AND id = ?"
 #: More parts than these in one statement are not worth it: then the newest runs are looked through.
 _MOST_PARTS = 60
+
+
+def name_row(trace: Trace) -> tuple[int, str, bytes]:
+    """The row by which text in a given name finds the run."""
+    run_id = trace.number.to_bytes(16, "big")
+    return name_number(run_id), clean(trace.given_name or ""), run_id
 
 
 def list_runs(which: RunFilter, known: Known, limit: int, cursor: UUID | None) -> Query:

@@ -11,11 +11,12 @@ import functools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+import msgspec
+
 from ..records import LogEntry, own_key
 from ..runs import Trace
 from .base import StoredResult
 from .payloads import Sealed
-from .schema import name_number
 
 Shape: TypeAlias = "tuple[str, ...]"
 
@@ -90,20 +91,16 @@ def new_tags(traces: Iterable[Trace]) -> list[tuple[str, bytes]]:
     return [(clean(tag), trace.number.to_bytes(16, "big")) for trace in traces for tag in trace.tags]
 
 
-def name_row(trace: Trace) -> tuple[int, str, bytes]:
-    """The row by which text in a given name finds the run."""
-    run_id = trace.number.to_bytes(16, "big")
-    return name_number(run_id), clean(trace.given_name or ""), run_id
-
-
+INSERT_TAG = "INSERT INTO run_tags (tag, id) VALUES (?, ?) ON CONFLICT DO NOTHING"
 INSERT_LOG = """INSERT INTO logs (id, number, time, level, logger, message)
-    VALUES (?1, (SELECT coalesce(max(number), 0) + 1 FROM logs WHERE id = ?1), ?2, ?3, ?4, ?5)"""
+    VALUES (?, (SELECT coalesce(max(number), 0) + 1 FROM logs WHERE id = ?), ?, ?, ?, ?)"""
 READ_LOGS = "SELECT time, level, logger, message FROM logs WHERE id = ? ORDER BY number"
 
 
 def log_row(run_number: int, entry: LogEntry) -> tuple[Any, ...]:
     level = min(entry.level, MOST_LEVEL)
-    return run_number.to_bytes(16, "big"), entry.time, level, clean(entry.logger), clean(entry.message)
+    run_id = run_number.to_bytes(16, "big")
+    return run_id, run_id, entry.time, level, clean(entry.logger), clean(entry.message)
 
 
 CRASHED = ("CRASHED", "Crashed")
@@ -135,16 +132,21 @@ def prunable(now: float, seconds: float | None, keep: int | None) -> list[Query]
     return queries
 
 
-def deletions(ids: Sequence[bytes]) -> list[tuple[str, list[tuple[Any, ...]]]]:
-    """What deletes runs and all that belongs to them, each to be executed for every one of its parameters."""
+def tags_of(ids: Sequence[bytes]) -> Query:
+    """The ids of the runs among `ids` that have tags, and those, as JSON."""
+    places = ", ".join("?" * len(ids))
+    return Query(f"SELECT id, tags FROM runs WHERE tags IS NOT NULL AND id IN ({places})", list(ids))
+
+
+def deletions(ids: Sequence[bytes], tags: Iterable[Sequence[Any]]) -> list[tuple[str, list[tuple[Any, ...]]]]:
+    """What deletes runs and all that belongs to them, each to be executed for every one of its parameters.
+
+    `tags` is what `tags_of` gives. What finds names is up to the store.
+    """
     ones = [(one,) for one in ids]
     own = [(key_digest(own_key(int.from_bytes(one, "big"))),) for one in ids]
-    numbers = [(name_number(one), one) for one in ids]
-    tags = "DELETE FROM run_tags WHERE id = ?1 AND tag IN "
-    tags += "(SELECT value FROM json_each((SELECT tags FROM runs WHERE id = ?1)))"
     return [
-        (tags, ones),
-        ("DELETE FROM run_names WHERE rowid = ? AND id = ?", numbers),
+        ("DELETE FROM run_tags WHERE tag = ? AND id = ?", [(tag, one) for one, some in tags for tag in _texts(some)]),
         ("DELETE FROM logs WHERE id = ?", ones),
         ("DELETE FROM results WHERE digest = ?", own),
         ("DELETE FROM runs WHERE id = ?", ones),
@@ -152,6 +154,9 @@ def deletions(ids: Sequence[bytes]) -> list[tuple[str, list[tuple[Any, ...]]]]:
 
 
 # -- results ------------------------------------------------------------------------------------------------------
+
+
+_texts = msgspec.json.Decoder(list[str]).decode
 
 
 def key_digest(key: str) -> bytes:

@@ -31,15 +31,15 @@ from ..records import LogEntry, TaskRun
 from ..runs import Journal
 from ..settings import settings
 from ..states import State
-from . import sql
+from . import lists, sql
 from .base import CacheEntry, RunFilter, StoredResult, StoreInfo
 from .database import SAFE, Database, execute_all, one, size_of
 from .desk import Desk
 from .guard import KeyLocks, Presence, is_alive, remove
-from .lists import ALL_TASKS, FIND_KINDS, FIND_TASKS, Known, count_runs, list_runs, tasks_named
 from .recorder import Batch, Recorder
 from .results_table import Results
 from .rows import Numbers, crashed, insert_runs, put_into_words, record_of
+from .schema import name_number
 from .shelf import Shelf
 
 logger = logging.getLogger("asynctask")
@@ -244,10 +244,10 @@ class SQLiteStore:
         """Tags, given names and logs, for the few runs that have them."""
         tags = sql.new_tags(batch.new())
         if tags:
-            await writer.executemany("INSERT INTO run_tags (tag, id) VALUES (?, ?) ON CONFLICT DO NOTHING", tags)
-        names = [sql.name_row(trace) for trace in batch.named()]
+            await writer.executemany(sql.INSERT_TAG, tags)
+        names = [lists.name_row(trace) for trace in batch.named()]
         if names:
-            await writer.executemany("INSERT OR REPLACE INTO run_names (rowid, name, id) VALUES (?, ?, ?)", names)
+            await writer.executemany(lists.INSERT_NAME, names)
         if batch.logs:
             await writer.executemany(sql.INSERT_LOG, [sql.log_row(number, entry) for number, entry in batch.logs])
 
@@ -269,7 +269,7 @@ class SQLiteStore:
     async def read_runs(self, which: RunFilter, limit: int, cursor: UUID | None = None) -> list[TaskRun]:
         async def question() -> list[Any]:
             await self._recorder.try_to_write(young=True)
-            query = list_runs(which, await self._known(which), limit, cursor)
+            query = lists.list_runs(which, await self._known(which), limit, cursor)
             return await self._database.read(query.text, query.values)
 
         return [record_of(row) for row in await self._desk.ask(question)]
@@ -277,23 +277,23 @@ class SQLiteStore:
     async def count_runs(self, which: RunFilter) -> int:
         async def question() -> int:
             await self._recorder.try_to_write(young=True)
-            query = count_runs(which, await self._known(which))
+            query = lists.count_runs(which, await self._known(which))
             return int((await self._database.read(query.text, query.values))[0][0])
 
         return await self._desk.ask(question)
 
-    async def _known(self, which: RunFilter) -> Known:
+    async def _known(self, which: RunFilter) -> lists.Known:
         """What the filters mean in the numbers of tasks and kinds of states."""
         read = self._database.read
         kinds = tasks = None
         if which.state_type is not None or which.state_name is not None:
             type = None if which.state_type is None else which.state_type.value
             name = None if which.state_name is None else sql.clean(which.state_name)
-            kinds = [row[0] for row in await read(FIND_KINDS, (type, name, which.is_flow))]
+            kinds = [row[0] for row in await read(lists.FIND_KINDS, (type, name, which.is_flow))]
         if which.task_name is not None:
-            tasks = [row[0] for row in await read(FIND_TASKS, (sql.clean(which.task_name), which.is_flow))]
-        every = [] if which.name is None else await read(ALL_TASKS, (which.is_flow,))
-        return Known(kinds, tasks, *tasks_named(sql.readable(which.name or ""), every))
+            tasks = [row[0] for row in await read(lists.FIND_TASKS, (sql.clean(which.task_name), which.is_flow))]
+        every = [] if which.name is None else await read(lists.ALL_TASKS, (which.is_flow,))
+        return lists.Known(kinds, tasks, *lists.tasks_named(sql.readable(which.name or ""), every))
 
     async def read_run_states(self, run_id: UUID) -> Sequence[State]:
         return (await self.read_run(run_id)).states
@@ -344,8 +344,10 @@ class SQLiteStore:
     async def _delete(self, ids: list[bytes]) -> None:
         """Delete runs with all that belongs to them, in one transaction."""
         async with self._database.writing() as writer:
-            for text, values in sql.deletions(ids):
+            tags = await writer.execute_fetchall(*sql.tags_of(ids))
+            for text, values in sql.deletions(ids, tags):
                 await writer.executemany(text, values)
+            await writer.executemany(lists.DELETE_NAME, [(name_number(one), one) for one in ids])
             await self._results.next_epoch(writer)
         await self._results.sweep_files()
 

@@ -289,7 +289,7 @@ FILTERS = [
 async def test_any_one_filter_walks_along_an_index(tmp_path, monkeypatch, filters, is_flow):
     """In SQLite: no look through all runs, and no sorting but of those with three digits and more in their names."""
     given: list[Any] = []
-    monkeypatch.setattr(sqlite, "list_runs", lambda *some: given.append(some) or list_runs(*some))
+    monkeypatch.setattr(sqlite.lists, "list_runs", lambda *some: given.append(some) or list_runs(*some))
     which = RunFilter(**filters, is_flow=is_flow)
     store = SQLiteStore(tmp_path / "runs.db")
     async with held(store, random_traces(random.Random(1), 200)):
