@@ -17,7 +17,11 @@ OWN = re.compile(
 def breaches(source: str) -> list[str]:
     """Pieces of statements that only SQLite understands."""
     texts = [node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)]
-    statements = [text for text in texts if isinstance(text, str) and re.search(r"\b(SELECT|INSERT|UPDATE|DELETE|WHERE|FROM)\b", text)]
+    statements = [
+        text
+        for text in texts
+        if isinstance(text, str) and re.search(r"\b(SELECT|INSERT|UPDATE|DELETE|WHERE|FROM)\b", text)
+    ]
     return [f"{found[0]!r} in {text!r}" for text in statements if (found := OWN.search(text))]
 
 
