@@ -28,7 +28,7 @@ from uuid import UUID
 import anyio
 
 from asynctask import Runtime, get_client
-from asynctask.stores import lists, sqlite
+from asynctask.stores import lists
 from asynctask.stores.schema import name_number
 from asynctask.stores.sqlite import SQLiteStore
 
@@ -202,12 +202,13 @@ def filters_of(name: str, count: int) -> dict[str, Any]:
 async def ask(path: Path, name: str, count: int, limit: int) -> dict[str, Any]:
     """Milliseconds of the first answer and of the later ones, how many runs it had, and the plan."""
     queries: list[Any] = []
+    list_runs = lists.list_runs
 
     def noted(*args: Any) -> Any:
-        queries.append(lists.list_runs(*args))
+        queries.append(list_runs(*args))
         return queries[-1]
 
-    vars(sqlite)["list_runs"] = noted
+    vars(lists)["list_runs"] = noted
     filters = filters_of(name, count)
     is_flow = filters.pop("flows", False)
     times: list[float] = []

@@ -71,16 +71,16 @@ def ls(
             found = (client.read_flow_runs if flows else client.read_task_runs)(**filters)
     has_more = len(found) > limit
     found = found[:limit]
-    _print_runs(found, str(found[-1].id) if has_more else None, json)
+    _print_runs(found, str(found[-1].id) if has_more else None, flows, json)
     return 0
 
 
-def _print_runs(found: list[TaskRun], following: str | None, json: bool) -> None:
+def _print_runs(found: list[TaskRun], following: str | None, flows: bool, json: bool) -> None:
     if json:
         document({"items": [run_fields(run) for run in found], "next": following})
         return
     if not found:
-        note("asynctask: there are no such runs")
+        note(f"asynctask: there are no such runs of {'flows' if flows else 'tasks; --flows lists those of flows'}")
         return
     table(
         ("ID", "NAME", "STATE", "MADE", "RUN TIME", "TAGS"),

@@ -216,7 +216,7 @@ def test_an_unknown_sign_is_wrong_use(here, kept):
 
 
 def test_where_nothing_was_kept_yet_there_are_no_runs_and_no_store_is_made(here, folder):
-    assert here("runs", "ls") == (0, "", "asynctask: there are no such runs\n")
+    assert here("runs", "ls") == (0, "", "asynctask: there are no such runs of tasks; --flows lists those of flows\n")
     assert here("runs", "ls", "--json") == (0, '{"items":[],"next":null}\n', "")
     assert here("runs", "inspect", "@last").code == 1
     assert here("runs", "delete", "--older-than", "1d", "--yes") == (0, "0 runs deleted\n", "")
