@@ -459,3 +459,53 @@ async def test_texts_of_errors_are_made_before_the_transaction_begins(path, monk
         await runtime.flush()
         assert {run.error for run in await client.read_task_runs()} == {"a text"}
     assert is_writing == [False] * 3
+
+
+class Unwritable(Watched):
+    """Fails for what it is told to, as a value that no database takes would."""
+
+    def __init__(self, path: Path, unwritable: set[str]) -> None:
+        super().__init__(path)
+        self.unwritable = unwritable
+
+    async def _write_batch(self, batch: Batch) -> None:
+        for name in [trace.name for trace in batch.traces] + [entry.message for _, entry in batch.logs]:
+            if name in self.unwritable:
+                raise OverflowError(name)
+        await super()._write_batch(batch)
+
+
+@task(task_run_name="{name}")
+async def named(name: str) -> None:
+    get_run_logger().warning("line of %s", name)
+
+
+async def test_a_record_that_can_never_be_written_is_told_and_holds_up_no_other(path, caplog):
+    store = Unwritable(path, {"37", "line of 50"})
+    async with Runtime(store=store) as runtime:
+        for x in range(100):
+            await named(str(x))
+        await runtime.flush()
+        written = {run.name for run in await store.read_runs(EVERYTHING, 200)}
+    assert written == {str(x) for x in range(100)} - {"37"}
+    assert ask(path, "SELECT count(*) FROM logs") == 99
+    told = [record.message for record in caplog.records if "left out" in record.message]
+    assert told == [
+        "Run '37' cannot be recorded, and is left out: OverflowError: 37",
+        "A log line cannot be recorded, and is left out: OverflowError: line of 50",
+    ]
+
+
+async def test_when_too_much_cannot_be_written_nothing_is_left_out_or_written_twice(path, caplog):
+    store = Unwritable(path, {f"line of {x}" for x in range(25, 50)})
+    async with Runtime(store=store) as runtime:
+        for x in range(50):
+            await named(str(x))
+        for _ in range(3):
+            with pytest.raises(OverflowError):
+                await runtime.flush()
+        store.unwritable.clear()
+        await runtime.flush()
+        assert len(await store.read_runs(EVERYTHING, 200)) == 50
+    assert ask(path, "SELECT count(*) FROM logs") == 50
+    assert not [record for record in caplog.records if "left out" in record.message]

@@ -7,6 +7,7 @@
 3. A write that fails is told in the log, kept and tried again, with growing pauses. Meanwhile nobody waits for room:
    the work goes on, and past a bound the oldest traces are dropped, which is counted and told.
 4. What is written is written in the order in which it was kept.
+5. A record that no attempt could ever write, which would hold up all others, is found, told and left out.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ GATHER, LOOK = 0.02, 0.25
 YOUNG = 0.1
 #: Seconds between attempts after a failure: the first pause, and the longest.
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+#: Records left out of one batch at most: when more cannot be written, it is not for what is in them.
+MOST_UNWRITABLE = 10
 #: Seconds between two reports of a failure that lasts.
 REPORT_AGAIN = 60.0
 
@@ -49,6 +52,19 @@ class Batch(NamedTuple):
     lengths: dict[int, int]
     #: The recorder's: which runs have a row. Looked at as late as can be, for the file may turn out to be a new one.
     rows: dict[int, tuple[int, bool]]
+
+    def halves(self) -> list[Batch]:
+        """Two batches of half the records; one alone, of one record."""
+        traces, logs = self.traces, self.logs
+        if len(traces) + len(logs) < 2:
+            return [self]
+        if traces and logs:
+            return [self._replace(logs=[]), self._replace(traces=[])]
+        middle, half = len(traces) // 2, len(logs) // 2
+        return [
+            self._replace(traces=traces[:middle], logs=logs[:half]),
+            self._replace(traces=traces[middle:], logs=logs[half:]),
+        ]
 
     def new(self) -> list[Trace]:
         """The runs of which there is no row yet."""
@@ -200,7 +216,7 @@ class Recorder:
                 if not batch.traces and not batch.logs:
                     break
                 try:
-                    await self._write(batch)
+                    await self._write_what_can_be(batch)
                 except BaseException:
                     self._put_back(batch)
                     raise
@@ -209,6 +225,30 @@ class Recorder:
                 if left <= 0:
                     break
             self._succeeded()
+
+    async def _write_what_can_be(self, batch: Batch) -> None:
+        """Write a batch; without the few records in it that fail, whatever the disk does, which is told (rule 5)."""
+        parts = [batch]
+        failed: list[tuple[Batch, Exception]] = []
+        while parts:
+            part = parts[0]
+            try:
+                await self._write(part)
+            except Exception as error:
+                halves = part.halves()
+                # Of the database, and not of what is to be written; or of more than what is in some records.
+                if isinstance(error, StoreError) or len(failed) == MOST_UNWRITABLE:
+                    # Runs may be written twice, lines may not.
+                    batch.logs[:] = [line for some in (*parts, *(one for one, _ in failed)) for line in some.logs]
+                    raise
+                if len(halves) == 1:
+                    failed.append((part, error))
+                parts[:1] = halves if len(halves) > 1 else []
+            else:
+                del parts[0]
+        for part, reason in failed:
+            what = f"Run {part.traces[0].name!r}" if part.traces else "A log line"
+            logger.error("%s cannot be recorded, and is left out: %s: %s", what, type(reason).__name__, reason)
 
     def _take(self, young: bool) -> Batch:
         taken: dict[int, Trace] = {}
