@@ -18,6 +18,7 @@ from .tasks import AsyncGeneratorTask, AsyncTask, GeneratorTask, Task, tags, tas
 
 if _TYPE_CHECKING:
     from .client import get_client
+    from .concurrency import concurrency, rate_limit
     from .transactions import get_transaction, transaction
 
 __version__ = "0.1.0"
@@ -39,12 +40,14 @@ __all__ = [
     "ThreadPoolTaskRunner",
     "allow_failure",
     "as_completed",
+    "concurrency",
     "flow",
     "get_client",
     "get_run_logger",
     "get_transaction",
     "opaque",
     "quote",
+    "rate_limit",
     "settings",
     "tags",
     "task",
@@ -55,7 +58,13 @@ __all__ = [
 ]
 
 #: Names whose files are imported when somebody asks for them: what they need takes longer than all the rest.
-_LATE = {"get_client": "client", "transaction": "transactions", "get_transaction": "transactions"}
+_LATE = {
+    "concurrency": "concurrency",
+    "get_client": "client",
+    "get_transaction": "transactions",
+    "rate_limit": "concurrency",
+    "transaction": "transactions",
+}
 
 
 def __getattr__(name: str) -> _Any:

@@ -20,7 +20,8 @@ from . import loops
 from .bodies import block_on, call_body, call_within, uninterrupted
 from .errors import AsyncTaskError, BlockingWaitError
 from .hooks import log_hook
-from .limits import Slots
+from .limits import Limits
+from .lines import Slots
 from .options import Hook
 from .runs import Run
 from .settings import settings
@@ -98,14 +99,15 @@ class Blocking:
         await self.until_empty(group)
 
     async def until_granted(self, slots: Slots) -> None:
+        run = slots.run
         if loops.current_loop() is not None:
-            raise BlockingWaitError(
-                f"run {slots.run.name!r} would block the event loop to wait for a slot "
-                f"({self.services.limits.describe(slots)}); write `await {slots.run.spec.name}.submit(...)` instead"
-            )
-        ready = threading.Event()
-        self.services.limits.when_granted(slots, ready.set)
-        block_on(ready)
+            await self.ask(self.services.store.ready())  # it may only have to be fetched
+            if not slots.is_decided and isinstance(run, Run):
+                raise BlockingWaitError(
+                    f"run {run.name!r} would block the event loop to wait for a slot ({slots}); "
+                    f"write `await {run.spec.name}.submit(...)` instead"
+                )
+        block_until_granted(self.services.limits, slots)
 
     async def until_room(self) -> None:
         ready = threading.Event()
@@ -168,6 +170,20 @@ def block_until_settled(run: Run, timeout: float | None, instead: str) -> bool:
         return block_on(ready, timeout)
     finally:
         run.forget(ready.set)
+
+
+def block_until_granted(limits: Limits, slots: Slots, seconds: float | None = None) -> bool:
+    """Block this thread until `slots` are granted or refused, at most `seconds`; False if they are not."""
+    end = None if seconds is None else limits.monotonic() + seconds
+    while not slots.is_decided:
+        ready = threading.Event()
+        limits.when_granted(slots, ready.set)
+        pauses = [limits.seconds_until_due(slots), None if end is None else max(0.0, end - limits.monotonic())]
+        block_on(ready, min((one for one in pauses if one is not None), default=None))
+        limits.look_again(slots)
+        if end is not None and limits.monotonic() >= end:
+            break
+    return slots.is_decided
 
 
 def refuse_to_hang(run: Run, instead: str) -> None:

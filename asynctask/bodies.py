@@ -20,7 +20,7 @@ from types import GeneratorType
 from typing import Any
 
 from .errors import Interrupted, TaskTimeoutError
-from .limits import Slots
+from .lines import Slots
 from .runs import Run, Yielded
 from .states import RUNNING
 

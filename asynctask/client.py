@@ -1,46 +1,38 @@
-"""Looking things up and setting limits: `async with get_client() as client`, or `with get_client(sync_client=True)`."""
+"""Looking things up and setting limits: `async with get_client() as client`, or `with get_client(sync_client=True)`.
+
+1. The limit of a tag and a limit with a name are two things to those who use the client, and one to the store, where
+   the limit of the tag "db" is named "tag:db". So no name of a global limit begins with "tag:".
+2. What a method is given is checked before the store hears of it.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Coroutine, Iterable
-from datetime import datetime, timedelta
-from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack, overload
+import sys
+from collections.abc import Coroutine
+from datetime import timedelta
+from typing import Any, Literal, Self, TypeVar, Unpack, overload
 from uuid import UUID
 
 from .blocking import drive
 from .errors import MissingResult, ObjectNotFound, OptionError
+from .filters import Filters, after, how_many, id_of, run_filter
 from .late import late
-from .limits import ConcurrencyLimit
+from .limit_records import TAG, ConcurrencyLimit, GlobalConcurrencyLimit, of_name, of_tag
 from .loops import blocking
 from .records import LogEntry, TaskRun
 from .redact import shown
 from .scopes import runtime_here
-from .states import State, StateType
-from .stores.base import CacheEntry, RunFilter, Store, StoreInfo
+from .states import State
+from .stores.base import CacheEntry, Store, StoreInfo
 from .stores.urls import store_at
 
 T = TypeVar("T")
 
-#: The largest limit, of any kind.
+#: The largest limit.
 MOST = 2**31 - 1
-
-
-class Filters(TypedDict, total=False):
-    """Which runs to list or count; every filter that is given must hold."""
-
-    state_type: StateType | str | None
-    state_name: str | None
-    #: All of these tags.
-    tags: Iterable[str]
-    #: The task's name, or the flow's.
-    task_name: str | None
-    flow_run_id: UUID | str | None
-    #: Text in the run's name.
-    name: str | None
-    #: Made at this time or later, and before that one; aware.
-    since: datetime | None
-    before: datetime | None
+#: What of a global limit can be changed.
+CHANGES = ("limit", "slot_decay_per_second", "active")
 
 
 class Client:
@@ -57,39 +49,74 @@ class Client:
 
     async def create_concurrency_limit(self, tag: str, concurrency_limit: int) -> ConcurrencyLimit:
         """Let at most `concurrency_limit` runs with `tag` be Running at once (0: none); replaces an earlier one."""
-        if not isinstance(tag, str) or not tag:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise OptionError(f"a concurrency limit needs a tag, a string that is not empty, not {shown(tag)}")
-        if (
-            not isinstance(concurrency_limit, int)  # pyright: ignore[reportUnnecessaryIsInstance]
-            or isinstance(concurrency_limit, bool)
-            or not 0 <= concurrency_limit <= MOST
-        ):
-            raise OptionError(
-                f"the concurrency limit of tag {tag!r} must be a whole number that is not negative, "
-                f"and at most {MOST}, not {shown(concurrency_limit)}"
-            )
-        await self._store.write_limit(tag, concurrency_limit)
-        return await self._store.read_limit(tag)
+        name = _tag(tag)
+        await self._store.write_limit(name, _slots(f"the concurrency limit of tag {tag!r}", concurrency_limit))
+        return of_tag(await self._store.read_limit(name))
 
     async def read_concurrency_limit_by_tag(self, tag: str) -> ConcurrencyLimit:
         """Raises `ObjectNotFound`."""
-        return await self._store.read_limit(tag)
+        return of_tag(await self._store.read_limit(_tag(tag)))
 
     async def read_concurrency_limits(self) -> list[ConcurrencyLimit]:
-        """Every limit, by tag."""
-        return await self._store.read_limits()
+        """Every limit of a tag, by tag."""
+        return [of_tag(one) for one in await self._store.read_limits() if one.name.startswith(TAG)]
 
     async def delete_concurrency_limit_by_tag(self, tag: str) -> None:
         """Remove a limit; runs that wait for it start. Raises `ObjectNotFound`."""
-        await self._store.delete_limit(tag)
+        await self._store.delete_limit(_tag(tag))
 
     async def reset_concurrency_limit_by_tag(self, tag: str) -> None:
         """Free all slots of a tag, whoever holds them. Raises `ObjectNotFound`."""
-        await self._store.reset_limit(tag)
+        await self._store.reset_limit(_tag(tag))
+
+    async def create_global_concurrency_limit(
+        self, name: str, limit: int, slot_decay_per_second: float = 0.0, active: bool = True
+    ) -> GlobalConcurrencyLimit:
+        """Make a limit for `concurrency` and `rate_limit`, of `limit` slots (0: none); replaces an earlier one.
+
+        `slot_decay_per_second`: so many slots come back by themselves each second, as `rate_limit` needs it; with 0
+        they come back when they are given back. A limit that is not `active` limits nothing.
+        """
+        size, decay, is_active = _settings(_name(name), limit, slot_decay_per_second, active)
+        await self._store.write_limit(name, size, decay=decay, is_active=is_active)
+        return of_name(await self._store.read_limit(name))
+
+    async def read_global_concurrency_limit_by_name(self, name: str) -> GlobalConcurrencyLimit:
+        """Raises `ObjectNotFound`."""
+        return of_name(await self._store.read_limit(_name(name)))
+
+    async def read_global_concurrency_limits(self) -> list[GlobalConcurrencyLimit]:
+        """Every limit that has a name, by name; without those of tags."""
+        return [of_name(one) for one in await self._store.read_limits() if not one.name.startswith(TAG)]
+
+    async def update_global_concurrency_limit(
+        self,
+        name: str,
+        *,
+        limit: int | None = None,
+        slot_decay_per_second: float | None = None,
+        active: bool | None = None,
+    ) -> GlobalConcurrencyLimit:
+        """Change what is given and leave the rest; who waits is served by it at once. Raises `ObjectNotFound`."""
+        if limit is None and slot_decay_per_second is None and active is None:
+            raise OptionError(f"an update of limit {shown(name)} must say what to change: {', '.join(CHANGES)}")
+        now = await self._store.read_limit(_name(name))
+        size, decay, is_active = _settings(
+            name,
+            now.limit if limit is None else limit,
+            now.slot_decay_per_second if slot_decay_per_second is None else slot_decay_per_second,
+            now.active if active is None else active,
+        )
+        await self._store.write_limit(name, size, decay=decay, is_active=is_active)
+        return of_name(await self._store.read_limit(name))
+
+    async def delete_global_concurrency_limit_by_name(self, name: str) -> None:
+        """Remove a limit; who waits for it goes on. Raises `ObjectNotFound`."""
+        await self._store.delete_limit(_name(name))
 
     async def read_task_run(self, task_run_id: UUID | str) -> TaskRun:
         """One run. Raises `ObjectNotFound`."""
-        return await self._store.read_run(_uuid(task_run_id))
+        return await self._store.read_run(id_of(task_run_id))
 
     async def read_task_runs(
         self, *, limit: int = 200, cursor: UUID | str | None = None, **filters: Unpack[Filters]
@@ -98,20 +125,20 @@ class Client:
 
         Raises `OptionError` for a filter that could fit nothing.
         """
-        which = _filter("read_task_runs", False, filters)
-        return await self._store.read_runs(which, _limit("read_task_runs", limit), _cursor(cursor))
+        which = run_filter("read_task_runs", False, filters)
+        return await self._store.read_runs(which, how_many("read_task_runs", limit), after(cursor))
 
     async def count_task_runs(self, **filters: Unpack[Filters]) -> int:
         """How many task runs fit all filters."""
-        return await self._store.count_runs(_filter("count_task_runs", False, filters))
+        return await self._store.count_runs(run_filter("count_task_runs", False, filters))
 
     async def read_task_run_states(self, task_run_id: UUID | str) -> list[State]:
         """The whole history of a run. Raises `ObjectNotFound`."""
-        return list(await self._store.read_run_states(_uuid(task_run_id)))
+        return list(await self._store.read_run_states(id_of(task_run_id)))
 
     async def read_flow_run(self, flow_run_id: UUID | str) -> TaskRun:
         """One flow run. Raises `ObjectNotFound`, also for the run of a task."""
-        found = await self._store.read_run(_uuid(flow_run_id))
+        found = await self._store.read_run(id_of(flow_run_id))
         if not found.is_flow:
             raise ObjectNotFound(f"{flow_run_id} is the run of a task, {found.task_name!r}: use read_task_run")
         return found
@@ -120,20 +147,20 @@ class Client:
         self, *, limit: int = 200, cursor: UUID | str | None = None, **filters: Unpack[Filters]
     ) -> list[TaskRun]:
         """Flow runs that fit all filters, the newest first, at most `limit`; after the run `cursor`, if it is given."""
-        which = _filter("read_flow_runs", True, filters)
-        return await self._store.read_runs(which, _limit("read_flow_runs", limit), _cursor(cursor))
+        which = run_filter("read_flow_runs", True, filters)
+        return await self._store.read_runs(which, how_many("read_flow_runs", limit), after(cursor))
 
     async def count_flow_runs(self, **filters: Unpack[Filters]) -> int:
         """How many flow runs fit all filters."""
-        return await self._store.count_runs(_filter("count_flow_runs", True, filters))
+        return await self._store.count_runs(run_filter("count_flow_runs", True, filters))
 
     async def count(self, **filters: Unpack[Filters]) -> int:
         """How many runs fit all filters, flow runs included."""
-        return await self._store.count_runs(_filter("count", None, filters))
+        return await self._store.count_runs(run_filter("count", None, filters))
 
     async def read_logs(self, run_id: UUID | str) -> list[LogEntry]:
         """What a run logged and printed, in order. Raises `ObjectNotFound`."""
-        return await self._store.read_logs(_uuid(run_id))
+        return await self._store.read_logs(id_of(run_id))
 
     async def read_result(
         self, task_run_id: UUID | str, *, result_storage: str | os.PathLike[str] | None = None
@@ -143,7 +170,7 @@ class Client:
         Of a cached run it is what its key has now. `result_storage`: the folder that its task named, if it did. Raises
         `MissingResult` when nothing is kept, `DamagedResult` when that was altered, and `ObjectNotFound`.
         """
-        run = await self._store.read_run(_uuid(task_run_id))
+        run = await self._store.read_run(id_of(task_run_id))
         if run.result is None:
             raise MissingResult(
                 f"run {run.name!r} ({run.state_name}) has kept no result; give {run.task_name!r} persist_result=True"
@@ -159,17 +186,17 @@ class Client:
 
     async def delete_task_run(self, task_run_id: UUID | str) -> None:
         """Delete an ended run, its logs and its own result. Raises `ObjectNotFound`, and `StoreError` if it runs."""
-        await self._store.delete_run(_uuid(task_run_id))
+        await self._store.delete_run(id_of(task_run_id))
 
     async def prune(self, *, older_than: timedelta | None = None, keep: int | None = None) -> int:
         """Delete ended runs older than that, and all but the newest `keep`; how many it were."""
         if older_than is not None and older_than.total_seconds() < 0:
             raise OptionError(f"prune(older_than=...) must be a timedelta that is not negative, not {older_than!r}")
-        return await self._store.prune(older_than, None if keep is None else _limit("prune", keep, "keep"))
+        return await self._store.prune(older_than, None if keep is None else how_many("prune", keep, "keep"))
 
     async def read_cache(self, *, task_name: str | None = None, limit: int = 200) -> list[CacheEntry]:
         """Results that are kept, the newest first, at most `limit`; without their values."""
-        return await self._store.read_cache(task_name, _limit("read_cache", limit))
+        return await self._store.read_cache(task_name, how_many("read_cache", limit))
 
     async def clear_cache(self, *, task_name: str | None = None, key: str | None = None, expired: bool = False) -> int:
         """Delete the kept results that fit all that is given, or all; how many it were."""
@@ -211,6 +238,33 @@ class SyncClient:
 
     def reset_concurrency_limit_by_tag(self, tag: str) -> None:
         self._run(self._client.reset_concurrency_limit_by_tag(tag))
+
+    def create_global_concurrency_limit(
+        self, name: str, limit: int, slot_decay_per_second: float = 0.0, active: bool = True
+    ) -> GlobalConcurrencyLimit:
+        return self._run(self._client.create_global_concurrency_limit(name, limit, slot_decay_per_second, active))
+
+    def read_global_concurrency_limit_by_name(self, name: str) -> GlobalConcurrencyLimit:
+        return self._run(self._client.read_global_concurrency_limit_by_name(name))
+
+    def read_global_concurrency_limits(self) -> list[GlobalConcurrencyLimit]:
+        return self._run(self._client.read_global_concurrency_limits())
+
+    def update_global_concurrency_limit(
+        self,
+        name: str,
+        *,
+        limit: int | None = None,
+        slot_decay_per_second: float | None = None,
+        active: bool | None = None,
+    ) -> GlobalConcurrencyLimit:
+        work = self._client.update_global_concurrency_limit(
+            name, limit=limit, slot_decay_per_second=slot_decay_per_second, active=active
+        )
+        return self._run(work)
+
+    def delete_global_concurrency_limit_by_name(self, name: str) -> None:
+        self._run(self._client.delete_global_concurrency_limit_by_name(name))
 
     def read_task_run(self, task_run_id: UUID | str) -> TaskRun:
         return self._run(self._client.read_task_run(task_run_id))
@@ -274,53 +328,38 @@ def get_client(sync_client: bool = False) -> Client | SyncClient:
     return SyncClient(store) if sync_client else Client(store)
 
 
-def _limit(method: str, limit: object, name: str = "limit") -> int:
-    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 0:
-        raise OptionError(f"{method}({name}=...) must be a whole number that is not negative, not {shown(limit)}")
-    return min(limit, MOST)
+def _tag(tag: object) -> str:
+    """The name that a tag's limit has in the store (rule 1)."""
+    if not isinstance(tag, str) or not tag:
+        raise OptionError(f"a concurrency limit needs a tag, a string that is not empty, not {shown(tag)}")
+    return TAG + tag
 
 
-def _cursor(cursor: UUID | str | None) -> UUID | None:
-    return None if cursor is None else _uuid(cursor)
+def _name(name: object) -> str:
+    if not isinstance(name, str) or not name:
+        raise OptionError(f"a global concurrency limit needs a name, a string that is not empty, not {shown(name)}")
+    if name.startswith(TAG):
+        tag = name.removeprefix(TAG)
+        raise OptionError(
+            f"a global concurrency limit cannot be named {shown(name)}, which is the limit of the tag {shown(tag)}: "
+            f"use create_concurrency_limit({shown(tag)}, ...) and the other methods for tags"
+        )
+    return name
 
 
-def _filter(method: str, is_flow: bool | None, given: Filters) -> RunFilter:
-    for name in given:
-        if name not in Filters.__annotations__:
-            raise OptionError(f"{method}() has no filter {name!r}; there are: {', '.join(Filters.__annotations__)}")
-    tags = given.get("tags") or ()
-    if isinstance(tags, str):
-        raise OptionError(f"{method}(tags=...) must be a collection of strings (write [{shown(tags)}])")
-    for name in ("since", "before"):
-        time: object = given.get(name)
-        if time is not None and (not isinstance(time, datetime) or time.tzinfo is None):
-            raise OptionError(f"{method}({name}=...) must be an aware datetime, not {shown(time)}; give it a tzinfo")
-    state_type, flow_run_id = given.get("state_type"), given.get("flow_run_id")
-    return RunFilter(
-        state_type=None if state_type is None else _state_type(state_type),
-        state_name=given.get("state_name"),
-        tags=frozenset(tags),
-        task_name=given.get("task_name"),
-        flow_run_id=None if flow_run_id is None else _uuid(flow_run_id),
-        name=given.get("name"),
-        is_flow=is_flow,
-        since=given.get("since"),
-        before=given.get("before"),
-    )
+def _settings(name: str, limit: object, decay: object, active: object) -> tuple[int, float, bool]:
+    size = _slots(f"the limit {shown(name)}", limit)
+    if not isinstance(decay, int | float) or isinstance(decay, bool) or not 0 <= decay <= sys.float_info.max:
+        raise OptionError(
+            f"slot_decay_per_second of limit {shown(name)} must be a number of slots that come back each second, "
+            f"finite and not negative, not {shown(decay)}"
+        )
+    if not isinstance(active, bool):
+        raise OptionError(f"active of limit {shown(name)} must be True or False, not {shown(active)}")
+    return size, float(decay), active
 
 
-def _state_type(value: StateType | str) -> StateType:
-    try:
-        return StateType(value)
-    except ValueError:
-        there_are = ", ".join(one.value for one in StateType)
-        raise OptionError(f"{shown(value)} is not a state type; there are: {there_are}") from None
-
-
-def _uuid(value: UUID | str) -> UUID:
-    if isinstance(value, UUID):
-        return value
-    try:
-        return UUID(value)
-    except (ValueError, TypeError, AttributeError):  # the last two for what is no string
-        raise OptionError(f"{shown(value)} is not a run id") from None
+def _slots(what: str, limit: object) -> int:
+    if not isinstance(limit, int) or isinstance(limit, bool) or not 0 <= limit <= MOST:
+        raise OptionError(f"{what} must be a whole number that is not negative, and at most {MOST}, not {shown(limit)}")
+    return limit

@@ -18,8 +18,9 @@ from .annotations import allow_failure
 from .blocking import block_until_settled, drive
 from .engine import execute
 from .errors import BlockingWaitError, OptionError
-from .futures import TaskFuture, TaskFutureList, lending
+from .futures import TaskFuture, TaskFutureList
 from .late import late
+from .lending import lending
 from .logging import route_prints
 from .options import Around, Hook, TransactionHook, check_options
 from .redact import shown
@@ -133,7 +134,7 @@ class Definition(Generic[P]):
                 spec, number, states, tags, None, None, None, None, args, kwargs or NO_KWARGS,
                 None, journal,
                 # One that is over may have a body on its way out, whose slots may be lent.
-                parent if parent is not None and parent.slots is not None else None, None, root,
+                parent if parent is not None and (parent.slots or parent.guards) else None, None, root,
             )  # fmt: skip
         journal = parent.journal
         now = journal.now()
@@ -273,7 +274,7 @@ class TaskDefinition(Definition[P], Generic[P, R]):
         upstream = self._checked_wait_for(wait_for)  # once: an iterator serves every run
         for future in inputs.mapped_futures(args, kwargs):
             try:
-                with lending():
+                with lending(future.run):
                     block_until_settled(future.run, None, "await the future first, then map over its value")
             except BlockingWaitError as error:
                 raise BlockingWaitError(f"task {self.name!r}: map() over a future: {error}") from None

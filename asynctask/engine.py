@@ -29,7 +29,7 @@ from .endings import (
 )
 from .errors import Interrupted, OptionError
 from .inputs import ATOMS, failed_upstream, fill, find, is_plain, lineage
-from .limits import Slots
+from .lines import Slots
 from .loops import begun, must_pass
 from .redact import shown
 from .runs import Run, current_run, current_transaction
@@ -277,7 +277,7 @@ async def inputs_ready(run: Run, port: Port) -> None:
     for upstream in (*found.runs, *awaited.runs):
         if not upstream.is_settled:
             run.blocker = upstream
-            lent = port.services.limits.begin_wait(run)
+            lent = port.services.limits.begin_wait(run, upstream)
             try:
                 await port.until_settled(upstream)
             finally:
@@ -329,9 +329,10 @@ async def slots_taken(run: Run, port: Port) -> Slots | None:
         return None
     try:
         if not slots.granted:
-            run.enter(SCHEDULED, "AwaitingConcurrencySlot", f"tags: {', '.join(line.tag for line in slots.lines)}")
+            names = " and ".join(line.shown for line in slots.lines)
+            run.enter(SCHEDULED, "AwaitingConcurrencySlot", f"waits for a slot of {names}")
             run.blocker = slots
-            lent = limits.begin_wait(run)
+            lent = limits.begin_wait(run, slots)
             try:
                 await port.until_granted(slots)
             finally:

@@ -18,6 +18,8 @@
     ├── TransitionError (RuntimeError)          a move that `states.MOVES` does not allow
     ├── TransactionError (RuntimeError)         a transaction was used after its end, or would wait for itself
     ├── ObjectNotFound (LookupError)            no such run or limit in the store
+    │   └── ConcurrencySlotAcquisitionError     `concurrency(strict=True)` on a limit that does not exist
+    ├── AcquireConcurrencySlotTimeoutError (TimeoutError)   `concurrency` waited for its `timeout_seconds`
     ├── StoreError (RuntimeError)               the store cannot be opened, read or written
     │   ├── StoreBusy                           another process kept it locked for too long
     │   ├── StoreDamaged                        the database is damaged; it was not touched
@@ -27,7 +29,8 @@
     └── RunError                                a run did not give a value
         ├── UnfinishedRun                       its result was asked for too early
         ├── UpstreamTaskError                   it never started: something it needs did not complete
-        ├── ConcurrencyLimitAborted             it never started: a tag of it has a limit of 0
+        ├── ConcurrencyLimitAborted             it never started: a limit is 0, or less than it wants
+        ├── DeadlockError                       it would have waited for ever
         ├── TaskTimeoutError (TimeoutError)     an attempt took longer than `timeout_seconds`
         ├── FailedRun                           it ended Failed and left no exception
         ├── CancelledRun                        it was cancelled
@@ -111,6 +114,14 @@ class ObjectNotFound(AsyncTaskError, LookupError):
     """The store holds no run, or no limit, of that id or name."""
 
 
+class ConcurrencySlotAcquisitionError(ObjectNotFound):
+    """`concurrency(..., strict=True)` or `rate_limit` names a limit that does not exist."""
+
+
+class AcquireConcurrencySlotTimeoutError(AsyncTaskError, TimeoutError):
+    """`concurrency` waited for slots as long as its `timeout_seconds`; nothing was taken."""
+
+
 class StoreError(AsyncTaskError, RuntimeError):
     """The store, or a file beside it, cannot be opened, read or written; the text says which and what to do."""
 
@@ -148,7 +159,11 @@ class UpstreamTaskError(RunError):
 
 
 class ConcurrencyLimitAborted(RunError):
-    """A run did not start, because one of its tags has a concurrency limit of 0."""
+    """A run did not start, because one of its tags has a limit of 0; or a block wants more than there is."""
+
+
+class DeadlockError(RunError):
+    """A wait could never have ended: those it is for wait for it in turn. The text draws the ring."""
 
 
 class TaskTimeoutError(RunError, TimeoutError):

@@ -113,7 +113,7 @@ async def enclosed(run: Run, port: Port) -> Any:
     try:
         made = port.call(run)
         value = await made if port.is_async else made
-        lent = limits.begin_wait(run)
+        lent = limits.begin_wait(run, lambda: [[one] for one in list(scope.children.values())], "its children")
         try:
             left = None if timeout is None else max(0.0, timeout - (monotonic() - start))
             if not await port.until_empty(scope, left):

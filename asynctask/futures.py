@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -15,9 +16,9 @@ from . import loops
 from .blocking import block_until_settled, refuse_to_hang
 from .bodies import block_on
 from .endings import stop
-from .limits import Limits
+from .lending import lending
 from .redact import shown
-from .runs import Handle, Run, Yielded, current_run
+from .runs import Handle, Run, Yielded
 from .states import COMPLETED, State
 from .waiting import logger
 
@@ -87,7 +88,7 @@ class TaskFuture(Handle, Generic[R], eq=False):
         """Block this thread until the run is over; its final state, or None when `timeout` seconds are up."""
         run = self.run
         if not run.is_settled:
-            with lending():
+            with lending(run if timeout is None else None):
                 if not block_until_settled(run, timeout, _AWAIT):
                     return None
         return run.state
@@ -106,12 +107,12 @@ class TaskFuture(Handle, Generic[R], eq=False):
         run = self.run
         if not run.is_settled:
             with anyio.move_on_after(timeout) if timeout is not None else _NO_TIMEOUT:
-                await self._settled()
+                await self._settled(run if timeout is None else None)
         return run.state if run.is_settled else None
 
-    async def _settled(self) -> None:
+    async def _settled(self, target: Run | None) -> None:
         run = self.run
-        with lending():
+        with lending(target):
             waker = loops.here().waker()
             run.when_settled(waker.wake)
             try:
@@ -122,7 +123,7 @@ class TaskFuture(Handle, Generic[R], eq=False):
     def __await__(self) -> Generator[Any, Any, R]:
         run = self.run
         if not run.is_settled:
-            yield from self._settled().__await__()
+            yield from self._settled(run).__await__()
         if run.states[-1].type is COMPLETED:
             return run.value  # type: ignore[no-any-return]
         try:
@@ -143,7 +144,7 @@ class TaskFuture(Handle, Generic[R], eq=False):
                 break
             refuse_to_hang(self.run, "write `async for value in future` instead")
             ready = threading.Event()
-            with lending(), _Woken(self.run, yielded, ready.set, taken):
+            with lending(self.run), _Woken(self.run, yielded, ready.set, taken):
                 block_on(ready)
         try:
             outcome(self.run)
@@ -207,7 +208,7 @@ class _Values:
                     del run, self  # as in `outcome`
                 raise StopAsyncIteration
             waker = loops.here().waker()
-            with lending(), _Woken(run, self._yielded, waker.wake, self._taken):
+            with lending(run), _Woken(run, self._yielded, waker.wake, self._taken):
                 await waker.wait()
 
 
@@ -232,23 +233,6 @@ class _Woken:
         self._run.forget(self._wake)
         if self._wake in self._yielded.waiters:
             self._yielded.waiters.remove(self._wake)
-
-
-class lending:
-    """For the length of a `with`: the current run's body waits for other runs, and may lend them its slots."""
-
-    __slots__ = ("_limits", "_waiting")
-
-    def __enter__(self) -> None:
-        run = current_run.get()
-        self._waiting: list[Run] | None = None
-        if run is not None and run.inside is not None:
-            self._limits: Limits = run.inside.runtime.limits
-            self._waiting = self._limits.begin_wait(run)
-
-    def __exit__(self, *error: object) -> None:
-        if self._waiting:
-            self._limits.end_wait(self._waiting)
 
 
 class TaskFutureList(list[TaskFuture[R]]):
@@ -361,7 +345,7 @@ class as_completed(Generic[R]):
                         self._refuse_to_hang()
                     ready = threading.Event()
                     arrivals.wake = ready.set
-                    with lending():
+                    with lending(arrivals.awaited if end is None else None):
                         arrived = bool(arrivals.ended) or block_on(
                             ready, None if end is None else max(0.0, end - time.monotonic())
                         )
@@ -405,7 +389,8 @@ class _AsyncArrivals(Generic[R]):
             arrivals.wake = waker.wake
             if not arrivals.ended:
                 left = None if self._end is None else max(0.0, self._end - time.monotonic())
-                with lending(), anyio.move_on_after(left) if left is not None else _NO_TIMEOUT:
+                awaited = arrivals.awaited if left is None else None
+                with lending(awaited), anyio.move_on_after(left) if left is not None else _NO_TIMEOUT:
                     await waker.wait()
             if not arrivals.ended:
                 raise self._late(arrivals)
@@ -422,13 +407,19 @@ class _Arrivals(Generic[R]):
         self.left = len(futures)
         self.ended: list[TaskFuture[R]] = []
         self.wake: Callable[[], None] | None = None
-        self._registered = [(future, self._arrival(future)) for future in futures]
-        for future, arrive in self._registered:
+        #: Those that have not arrived. An OrderedDict, because to find the first one is to take one step in it.
+        self._registered = OrderedDict((future, self._arrival(future)) for future in futures)
+        for future, arrive in list(self._registered.items()):
             future.run.when_settled(arrive)
+
+    def awaited(self) -> list[Iterable[Run]]:
+        """One of these runs is to end."""
+        return [(future.run for future in self._registered)]
 
     def _arrival(self, future: TaskFuture[R]) -> Callable[[], None]:
         def arrive() -> None:
             self.ended.append(future)
+            self._registered.pop(future, None)
             wake = self.wake
             if wake is not None:
                 wake()
@@ -440,5 +431,5 @@ class _Arrivals(Generic[R]):
         return self.ended.pop(0)
 
     def forget(self) -> None:
-        for future, arrive in self._registered:
+        for future, arrive in list(self._registered.items()):
             future.run.forget(arrive)

@@ -1,277 +1,371 @@
-"""Slots: how many runs with a tag may be Running at once, and who is next.
+"""Slots: how many runs with a tag, or blocks under a name, may be at work at once, and who is next.
 
-1. A run takes the slots of all its limited tags at once, or none.
-2. First come, first served: a run waits behind every earlier run in the line of any tag that both need, even if
-   there is room for it elsewhere. So a run that needs several tags is never starved, and since a run enters all
+1. A run takes the slots of all its limited tags at once, or none; a block, those of all its names.
+2. First come, first served: a run waits behind every earlier run in the line of any limit that both need, even if
+   there is room for it elsewhere. So a run that needs several slots is never starved, and since a run enters all
    its lines in one step, two runs never wait for each other.
 3. A slot is handed over by the release itself: whoever gives it back wakes the next in line before returning.
 4. A limit of 0 refuses. A changed or deleted limit takes effect for those waiting at once.
-5. Borrowing: while a holder waits for its own descendants, its slot may be lent to one of them at a time, so that
-   nested runs cannot block each other, and siblings still respect the limit. Who called a waiting run waits as well.
-   A run whose result others wait for, having its cache key, counts as a descendant of what is above those as well.
-6. Nothing here waits or calls user code: `take` says yes or gives a place in line, and `when_granted` calls back.
+5. Borrowing, so that nested runs cannot block each other: see `lines`. A wait that can never end: see `deadlocks`.
+6. Where processes share a store, a process hands out its share of the slots; see `shares` and the store.
+7. Nothing here waits or calls user code: `take` says yes or gives a place in line, and `when_granted` calls back.
    One lock guards it all, for every thread and loop.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
+from typing import Any, NamedTuple
 
-import msgspec
-
+from . import deadlocks, rates
 from .errors import ConcurrencyLimitAborted, ObjectNotFound
+from .limit_records import TAG
+from .lines import ALL, Guest, Holder, Line, Slots, Wait, above, give_up, held_in, lend, lender_of
 from .runs import Run
 
 
-class ConcurrencyLimit(msgspec.Struct, frozen=True):
-    """A tag limit as people see it; `active_slots` are the ids of the runs that hold its slots."""
+class Waiting(NamedTuple):
+    """What `begin_wait` gives and `end_wait` takes: a wait, and the runs that are in it."""
 
-    tag: str
-    concurrency_limit: int
-    active_slots: list[str]
-    waiting: int = 0
-
-
-class Slots:
-    """What one run holds, or waits for: a place in the line of each of its limited tags."""
-
-    __slots__ = ("_table", "granted", "lender", "lent_to", "lines", "refused", "run", "wake")
-
-    def __init__(self, table: Limits, run: Run, lines: list[_Line]) -> None:
-        self._table = table
-        self.run = run
-        self.lines = lines
-        self.wake: Callable[[], None] | None = None
-        self.granted = False
-        #: Why it will never be granted, once a limit was set to 0.
-        self.refused: ConcurrencyLimitAborted | None = None
-        #: By line: the holder whose slot this one uses, where it has none of its own.
-        self.lender: dict[_Line, Slots] = {}
-        #: By line: the descendant that uses this holder's slot at present.
-        self.lent_to: dict[_Line, Slots] = {}
-
-    def __str__(self) -> str:
-        """Why these slots are not granted, for people."""
-        return self._table.describe(self)
-
-
-class _Line:
-    """One tag's limit: who holds its slots, and who waits, in order."""
-
-    __slots__ = ("holders", "limit", "tag", "waiting")
-
-    def __init__(self, tag: str, limit: int) -> None:
-        self.tag = tag
-        self.limit = limit
-        self.holders: dict[Slots, None] = {}
-        # An OrderedDict, because finding the first entry of a plain dict gets slower with each one deleted before it.
-        self.waiting: OrderedDict[Slots, None] = OrderedDict()
+    wait: Wait
+    runs: list[Run]
 
 
 class Limits:
-    """The tag limits of one process. Every method may be called from any thread."""
+    """The limits of one process. Every method may be called from any thread.
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._lines: dict[str, _Line] = {}
+    `strand` tells the task or thread that calls it. A store that several processes share sets `share_at_first` to 0,
+    fills `Line.share`, and is called when that does not do (`on_need`), or when something is to be given back.
+    """
+
+    def __init__(
+        self,
+        strand: Callable[[], object],
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        share_at_first: int = ALL,
+    ) -> None:
+        self.lock = threading.Lock()
+        self.lines: dict[str, Line] = {}
+        #: The same, by tag.
+        self._by_tag: dict[str, Line] = {}
+        self._strand = strand
+        self._share_at_first = share_at_first
+        self.on_need: Callable[[], None] | None = None
         #: Whether the limits that a store keeps are in here yet; see `Store.ready`.
         self.is_known = True
+        self.monotonic = monotonic
 
     def empty_copy(self) -> Limits:
         """The same limits with nobody in them. Takes no lock, which a thread that a fork left behind may hold."""
-        copy = Limits()
-        copy._lines = {tag: _Line(tag, line.limit) for tag, line in list(self._lines.items())}
+        copy = Limits(self._strand, monotonic=self.monotonic)
+        for line in list(self.lines.values()):
+            copy._add(Line(line.name, line.size, decay=line.decay, is_active=line.is_active))
         return copy
 
     def begin_anew(self) -> None:
         """In a forked child: no limits. Takes no lock either."""
-        self._lock = threading.Lock()
-        self._lines = {}
+        self.lock = threading.Lock()
+        self.lines = {}
+        self._by_tag = {}
 
-    def set(self, tag: str, limit: int) -> None:
-        """Create the limit of a tag, or change it; who waits and now has room starts, and by 0 is refused."""
-        with self._lock:
-            line = self._lines.setdefault(tag, _Line(tag, limit))
-            line.limit = limit
-            refused = list(line.waiting) if limit == 0 else []
+    # -- the limits ---------------------------------------------------------------------------------------------------
+
+    def set(self, name: str, size: int, *, decay: float = 0.0, is_active: bool = True) -> None:
+        """Create a limit, or change it; who waits and now has room starts, and who never will have is refused."""
+        with self.lock:
+            line = self.lines.get(name)
+            if line is None:
+                line = self._add(Line(name, size, share=self._share_at_first))
+            line.size, line.decay, line.is_active = size, decay, is_active
+            refused = [slots for slots in line.waiting if slots.count > size] if is_active else []
             changed = {line: None}
             for slots in refused:
-                slots.refused = _aborted(slots.run, line)
+                slots.refused = _aborted(slots, line)
                 for other in slots.lines:
-                    self._leave(slots, other)
+                    other.leave(slots)
                     changed[other] = None
             granted = self._grant_waiting(changed)
         _wake([*refused, *granted])
 
-    def delete(self, tag: str) -> None:
-        """Remove the limit of a tag; who waits for it alone starts. Raises `ObjectNotFound`."""
-        with self._lock:
-            line = self._line(tag)
-            del self._lines[tag]
-            line.limit = _NO_LIMIT  # for those in its line, who may wait for other tags as well
+    def delete(self, name: str) -> None:
+        """Remove a limit; who waits for it alone starts. Raises `ObjectNotFound`."""
+        with self.lock:
+            line = self._line(name)
+            del self.lines[name]
+            self._by_tag.pop(name.removeprefix(TAG), None)
+            line.is_active = False  # for those in its line, who may wait for others as well
             granted = self._grant_waiting([line])
         _wake(granted)
 
-    def reset(self, tag: str) -> None:
-        """Free every slot of a tag, whoever holds it. Raises `ObjectNotFound`."""
-        with self._lock:
-            line = self._line(tag)
+    def reset(self, name: str) -> None:
+        """Free every slot of a limit, whoever holds it. Raises `ObjectNotFound`."""
+        with self.lock:
+            line = self._line(name)
             line.holders.clear()
+            line.used, line.full = 0, 0.0
             granted = self._grant_waiting([line])
         _wake(granted)
 
-    def read(self, tag: str) -> ConcurrencyLimit:
-        """The limit of a tag. Raises `ObjectNotFound`."""
-        with self._lock:
-            return _shown(self._line(tag))
+    def _add(self, line: Line) -> Line:
+        self.lines[line.name] = line
+        if line.name.startswith(TAG):
+            self._by_tag[line.name.removeprefix(TAG)] = line
+        return line
 
-    def read_all(self) -> list[ConcurrencyLimit]:
-        """Every limit, by tag."""
-        with self._lock:
-            return [_shown(self._lines[tag]) for tag in sorted(self._lines)]
+    def _line(self, name: str) -> Line:
+        line = self.lines.get(name)
+        if line is None:
+            raise not_found(name)
+        return line
+
+    # -- taking and giving --------------------------------------------------------------------------------------------
 
     def take(self, run: Run) -> Slots | None:
         """Slots for all limited tags of `run`, or places in their lines; `granted` tells which.
 
         None when none of its tags is limited. Raises `ConcurrencyLimitAborted` for a limit of 0.
         """
-        if not self._lines:
+        by_tag = self._by_tag
+        if not by_tag:
             return None
-        with self._lock:
-            lines = [line for tag in run.tags if (line := self._lines.get(tag)) is not None]
+        with self.lock:
+            lines = [line for tag in run.tags if (line := by_tag.get(tag)) is not None]
             if not lines:
                 return None
-            for line in lines:
-                if line.limit == 0:
-                    raise _aborted(run, line)
             slots = Slots(self, run, lines)
-            for line in lines:
-                line.waiting[slots] = None
-            self._grant(slots)
+            is_in_need = self._enter(slots)
+        if is_in_need and self.on_need is not None:
+            self.on_need()
         return slots
 
+    def take_named(self, holder: Holder, names: Iterable[str], count: int) -> tuple[Slots | None, list[str]]:
+        """The same for a block: `count` slots of each of these limits; and the names of those that do not exist.
+
+        Raises `ConcurrencyLimitAborted` when a limit is less than `count`.
+        """
+        with self.lock:
+            missing = [name for name in names if name not in self.lines]
+            lines = [line for name in names if (line := self.lines.get(name)) is not None and line.is_active]
+            if not lines:
+                return None, missing
+            slots = Slots(self, holder, lines, count, strand=self._strand())
+            is_in_need = self._enter(slots)
+            if isinstance(holder, Run):
+                holder.guards = [*(holder.guards or ()), slots]
+        if is_in_need and self.on_need is not None:
+            self.on_need()
+        return slots, missing
+
+    def _enter(self, slots: Slots) -> bool:
+        """Grant `slots`, or put it into its lines; whether the store is needed for more."""
+        slots.came = slots.since = self.monotonic()
+        has_room = True
+        for line in slots.lines:
+            if slots.count > line.size and line.is_active:
+                raise _aborted(slots, line)
+            has_room = has_room and not line.waiting and line.has_room(slots)
+        if has_room:
+            for line in slots.lines:
+                line.hold(slots)
+            slots.granted = True
+            return False
+        if slots.run.parent is not None or slots.run.followers:
+            slots.above = list(dict.fromkeys(one.number for one, _, _ in above(slots.run)))
+        for line in slots.lines:
+            line.enter(slots)
+        return not self._grant(slots) and any(_is_short(line) for line in slots.lines)
+
     def when_granted(self, slots: Slots, wake: Callable[[], None]) -> None:
-        """Call `wake` once the slots are granted or refused, in the thread that does it; at once if they are."""
-        with self._lock:
-            decided = slots.granted or slots.refused is not None
+        """Call `wake` once the slots are granted or refused, in the thread that does it; at once if they are.
+
+        Or when it is another time at which they can be had; see `seconds_until_due`.
+        """
+        with self.lock:
+            decided = slots.is_decided
             slots.wake = wake
         if decided:
             wake()
 
-    def give(self, slots: Slots) -> None:
-        """Give back what was taken, or leave the line; the next in line is woken before this returns."""
-        with self._lock:
-            # Only a loan that comes back, or passes on, can make room for a borrower further back in a line.
-            with_loans = bool(slots.lender or slots.lent_to)
-            for line in slots.lines:
-                self._leave(slots, line)
-            slots.granted = False
-            granted = self._grant_waiting(slots.lines, with_loans=with_loans)
+    def seconds_until_due(self, slots: Slots) -> float | None:
+        """In how many seconds it is time to `look_again`; None while nobody can tell."""
+        return None if slots.due is None or slots.is_decided else max(0.0, slots.due - self.monotonic())
+
+    def look_again(self, slots: Slots) -> None:
+        """Its time has come, perhaps."""
+        with self.lock:
+            granted = self._grant_waiting([] if slots.is_decided else slots.lines)
         _wake(granted)
 
-    def begin_wait(self, run: Run) -> list[Run]:
-        """`run` waits for other runs from here on, and so do those who called it: their slots may be lent.
+    def give(self, slots: Slots) -> None:
+        """Give back what was taken, or leave the line; the next in line is woken before this returns."""
+        is_in_need = False
+        with self.lock:
+            lines = slots.lines
+            loans: list[Line] = []
+            for line in lines:
+                if line.leave(slots):
+                    continue
+                if slots.lender is None and slots.lent_to is None:
+                    line.drop(slots)
+                elif give_up(slots, line):  # only that can make room for a borrower further back in a line
+                    loans.append(line)
+                if line.decay and slots.is_paid:  # what has not come back by itself
+                    line.full -= slots.count / line.decay
+                    line.refund += slots.count / line.decay
+                is_in_need = self._sets_aside(line) or is_in_need
+            slots.granted = False
+            _leave_run(slots)
+            granted = self._grant_waiting(lines)
+            for line in loans:
+                for ancestor, _, _ in above(slots.run):
+                    self._lend_from(ancestor, line, granted)
+        _wake(granted)
+        if is_in_need and self.on_need is not None:
+            self.on_need()
 
-        Gives what `end_wait` takes: the holders of slots among them.
+    def _sets_aside(self, line: Line) -> bool:
+        """Whether a slot that was given back is for another process, which has waited for longer than anybody here."""
+        foreign = line.foreign
+        if foreign is None:
+            return False
+        if line.waiting and next(iter(line.waiting)).came < foreign:
+            return False
+        line.share = line.used
+        return True
+
+    # -- waiting ------------------------------------------------------------------------------------------------------
+
+    def begin_wait(
+        self, run: Run, target: Run | Slots | Callable[[], Iterable[Iterable[Any]]] | None, text: str = ""
+    ) -> Waiting:
+        """`run` waits from here on, and so do those who called it: their slots may be lent. For `target` see `Wait`.
+
+        Raises `DeadlockError` if that would never end.
         """
         waiting: list[Run] = []
-        one: Run | None = run
-        while one is not None:
-            if one.slots is not None:
+        granted: list[Slots] = []
+        wait = Wait(target, run, None, text)
+        with self.lock:
+            holds = is_awaited = False
+            one: Run | None = run
+            while one is not None:
+                if one.awaits is None:
+                    one.awaits = [wait]
+                else:
+                    one.awaits.append(wait)
                 waiting.append(one)
-            one = None if one.is_submitted else one.parent
-        if waiting:
-            with self._lock:
+                if one.guards is not None and wait.strand is None:
+                    wait.strand = self._strand()
+                holds = holds or one.slots is not None or one.guards is not None
+                is_awaited = is_awaited or bool(one.waiters) or bool(one.followers)
+                is_awaited = is_awaited or (one.flow is not None and bool(one.flow.awaits))
+                one = None if one.is_submitted else one.parent
+            if holds:
                 for one in waiting:
-                    one.waits += 1
-                granted = self._grant_waiting((line for one in waiting for line in one.slots.lines), with_loans=True)
-            _wake(granted)
-        return waiting
+                    for held in (one.slots, *(one.guards or ())):
+                        for line in held.lines if held is not None else ():
+                            self._lend_from(one, line, granted)
+            if target is not None and (holds or is_awaited):
+                try:
+                    deadlocks.check(wait)
+                except BaseException:
+                    _ended(wait, waiting)
+                    raise
+        _wake(granted)
+        return Waiting(wait, waiting)
 
-    def begin_following(self, run: Run) -> list[Run]:
+    def begin_following(self, run: Run, seat: Any) -> Waiting:
         """The same where `run` waits for the result of a stranger, to whom those above it may lend from here on."""
-        waiting = self.begin_wait(run)
-        above: list[Slots] = []
-        one: Run | None = run.parent
-        while one is not None:
-            slots: Slots | None = one.slots  # read once: it may be giving them back
-            if slots is not None:
-                above.append(slots)
-            one = one.parent
-        if above:
-            with self._lock:
-                granted = self._grant_waiting((line for slots in above for line in slots.lines), with_loans=True)
-            _wake(granted)
+        with self.lock:
+            # Who waits below the stranger has more runs above it now; this is rare enough to look at all of them.
+            for line in self.lines.values():
+                for slots in list(line.waiting):
+                    line.leave(slots)
+                    slots.above = list(dict.fromkeys(one.number for one, _, _ in above(slots.run)))
+                    line.enter(slots)
+        waiting = self.begin_wait(run, lambda: [[seat.flight.leader.run]], "the result that another run makes")
+        granted: list[Slots] = []
+        with self.lock:
+            for ancestor, _, _ in above(run):
+                for held in (ancestor.slots, *(ancestor.guards or ())):
+                    for line in held.lines if held is not None else ():
+                        self._lend_from(ancestor, line, granted)
+        _wake(granted)
         return waiting
 
-    def end_wait(self, waiting: list[Run]) -> None:
+    def end_wait(self, waiting: Waiting) -> None:
         """Their bodies go on."""
-        if waiting:
-            with self._lock:
-                for one in waiting:
-                    one.waits -= 1
+        with self.lock:
+            _ended(waiting.wait, waiting.runs)
 
-    def describe(self, slots: Slots) -> str:
-        """Why these slots are not granted: which tags are full, the place in line, and who holds the slots."""
-        with self._lock:
-            parts: list[str] = []
-            for line in slots.lines:
-                if slots not in line.waiting:
-                    continue
-                place = list(line.waiting).index(slots) + 1
-                holders = ", ".join(holder.run.name for holder in islice(line.holders, 3)) or "nobody"
-                parts.append(f"tag {line.tag!r} (limit {line.limit}): number {place} in line, held by {holders}")
-        return "; ".join(parts)
-
-    def _line(self, tag: str) -> _Line:
-        line = self._lines.get(tag)
-        if line is None:
-            raise ObjectNotFound(f"there is no concurrency limit for the tag {tag!r}")
-        return line
-
-    def _leave(self, slots: Slots, line: _Line) -> None:
-        line.waiting.pop(slots, None)
-        borrower = slots.lent_to.pop(line, None)
-        lender = slots.lender.pop(line, None)
-        if lender is not None:
-            del lender.lent_to[line]
-        held = line.holders.pop(slots, line) is None
-        if borrower is None:
-            return
-        # The lender ends first: what it lent passes to the borrower, with whatever stood behind it.
-        del borrower.lender[line]
-        if lender is not None:
-            borrower.lender[line] = lender
-            lender.lent_to[line] = borrower
-        elif held:
-            line.holders[borrower] = None
+    # -- granting -----------------------------------------------------------------------------------------------------
 
     def _grant(self, slots: Slots) -> bool:
         """Give `slots` what it waits for, if all of it can be had now."""
-        lenders: dict[_Line, Slots] = {}
+        lenders: dict[Line, Slots] = {}
+        to_pay: list[Line] = []
         for line in slots.lines:
-            if len(line.holders) < line.limit and next(iter(line.waiting)) is slots:
+            if line.is_active and next(iter(line.waiting)) is slots:
+                if line.has_room(slots):
+                    continue
+                if line.decay:
+                    to_pay.append(line)
+                    continue
+            elif not line.is_active:
                 continue
-            lender = _lender(slots, line)
+            lender = lender_of(slots, line) if slots.above else None
             if lender is None:
                 return False
             lenders[line] = lender
-        for line in slots.lines:
-            del line.waiting[slots]
-            lender = lenders.get(line)
-            if lender is None:
-                line.holders[slots] = None
-            else:
-                lender.lent_to[line] = slots
-                slots.lender[line] = lender
-        slots.granted = True
+        if to_pay and (self._share_at_first == 0 or not self.pay(slots, to_pay)):
+            return False
+        self._give_to(slots, lenders)
         return True
 
-    def _grant_waiting(self, lines: Iterable[_Line], *, with_loans: bool = False) -> list[Slots]:
-        """Grant what can be granted after a change in `lines`: to heads of lines and, `with_loans`, to a borrower."""
+    def _give_to(self, slots: Slots, lenders: dict[Line, Slots]) -> None:
+        for line in slots.lines:
+            line.leave(slots)
+            lender = lenders.get(line)
+            if lender is None:
+                line.hold(slots)
+            else:
+                lend(lender, line, slots)
+        slots.granted = True
+        slots.since = self.monotonic()
+
+    def pay(self, slots: Slots, lines: Sequence[Line]) -> bool:
+        """Take slots of limits that decay, if it is time; else `slots.due` says when it will be."""
+        now = self.monotonic()
+        due = max(rates.due(line.full, slots.count, line.size, line.decay) for line in lines)
+        if due > now:
+            if slots.due != due and slots.wake is not None:  # it has become the first in line
+                slots.wake()
+            slots.due = due
+            return False
+        for line in lines:
+            line.full = rates.full_after(
+                line.full, slots.count, line.size, line.decay, came=max(slots.came, due), now=now
+            )
+        slots.is_paid = True
+        return True
+
+    def forget(self, slots: Slots) -> None:
+        """What was taken comes back by itself."""
+        with self.lock:
+            _leave_run(slots)
+
+    def grant_all(self, lines: Iterable[Line]) -> None:
+        """Grant what can be granted after the store has changed these lines."""
+        with self.lock:
+            granted = self._grant_waiting(lines)
+        _wake(granted)
+
+    def _grant_waiting(self, lines: Iterable[Line]) -> list[Slots]:
+        """Grant to the heads of lines what can be granted after a change in `lines`."""
         granted: list[Slots] = []
         changed = list(lines)
         while changed:
@@ -279,57 +373,72 @@ class Limits:
             while line.waiting and self._grant(head := next(iter(line.waiting))):
                 granted.append(head)
                 changed.extend(other for other in head.lines if other is not line)
-            if with_loans:
-                for slots in list(line.waiting):
-                    if _lender(slots, line) is not None and self._grant(slots):
-                        granted.append(slots)
-                        changed.extend(other for other in slots.lines if other is not line)
-                        break
         return granted
 
+    def _lend_from(self, ancestor: Run, line: Line, granted: list[Slots]) -> None:
+        """Lend what `ancestor` has of a line to the first below it that waits for it, if it may be lent."""
+        near = line.near.get(ancestor.number)
+        if not near or (held := held_in(ancestor, line)) is None:
+            return
+        for slots in near:
+            if lender_of(slots, line) is held and self._grant(slots):
+                granted.append(slots)
+                granted.extend(self._grant_waiting(other for other in slots.lines if other is not line))
+                return
 
-_NO_LIMIT = 2**62
+    # -- for people ---------------------------------------------------------------------------------------------------
+
+    def describe(self, slots: Slots) -> str:
+        """Why these slots are not granted: which limits are full, the place in line, and who holds the slots."""
+        with self.lock:
+            now = self.monotonic()
+            parts: list[str] = []
+            for line in slots.lines:
+                if slots in line.waiting:
+                    place = next(place for place, one in enumerate(line.waiting, 1) if one is slots)
+                    held = [f"{one.run.name} for {now - one.since:.0f} s" for one in islice(line.holders, 3)]
+                    parts.append(place_in_line(line.shown, place, held, line.used))
+        return "; ".join(parts)
 
 
-def _aborted(run: Run, line: _Line) -> ConcurrencyLimitAborted:
-    return ConcurrencyLimitAborted(f"run {run.name!r} was aborted: its tag {line.tag!r} has a concurrency limit of 0")
+def place_in_line(shown: str, place: int, held: Sequence[str], used: int) -> str:
+    """`tag "db", third in line, held by Y for 12 s`."""
+    words = ("first", "second", "third")
+    text = f"{shown}, {words[place - 1] if place <= len(words) else f'number {place:,}'} in line"
+    if held:
+        text += f", held by {', '.join(held)}"
+    return text + (f" and {used - len(held)} more" if held and used > len(held) else "")
 
 
-def _shown(line: _Line) -> ConcurrencyLimit:
-    holders = [str(slots.run.id) for slots in line.holders]
-    return ConcurrencyLimit(line.tag, line.limit, holders, len(line.waiting))
+def not_found(name: str) -> ObjectNotFound:
+    if name.startswith(TAG):
+        return ObjectNotFound(f"there is no concurrency limit for the tag {name.removeprefix(TAG)!r}")
+    return ObjectNotFound(f"there is no global concurrency limit {name!r}")
 
 
-def _waits_for(holder: Run, below: Run) -> bool:
-    """Whether the body of `holder` waits for its child `below`: called in line, or waited for through a future."""
-    return holder.waits > 0 or not below.is_submitted
+def _is_short(line: Line) -> bool:
+    """Whether the store may have to tell more about a line: it is for others as well, and not asked enough yet."""
+    return line.share < line.size and (line.published == 0 or line.published < line.wanted())
 
 
-def _lender(slots: Slots, line: _Line) -> Slots | None:
-    """The nearest ancestor that uses a slot of this line, if it may lend it: it waits, and has lent it to nobody.
+def _leave_run(slots: Slots) -> None:
+    if slots.strand is not None and isinstance(slots.run, Run):
+        slots.run.guards = [one for one in slots.run.guards or () if one is not slots] or None
 
-    Those who wait for the result of a run, having the same cache key, and their ancestors count as its own.
-    """
-    asked: set[int] = set()
-    to_ask = [slots.run]
-    while to_ask:
-        below = to_ask.pop()
-        ancestor = below.parent
-        while True:
-            if below.followers:
-                followers = [seat.run for seat in tuple(below.followers)]
-                to_ask += [one for one in followers if one.number not in asked]
-                asked.update(one.number for one in followers)
-            if ancestor is None:
-                break
-            held: Slots | None = ancestor.slots
-            if held is not None and held.granted and line in held.lines:
-                if line not in held.lent_to and _waits_for(ancestor, below):
-                    return held
-                break
-            # A settled run has let go of those above it; the flow that owns the run below it is among them, and waits.
-            below, ancestor = ancestor, below.flow if ancestor.is_settled else ancestor.parent
-    return None
+
+def _ended(wait: Wait, runs: Iterable[Run]) -> None:
+    for one in runs:
+        one.awaits.remove(wait)
+        if not one.awaits:
+            one.awaits = None
+
+
+def _aborted(slots: Slots, line: Line) -> ConcurrencyLimitAborted:
+    who = "code" if isinstance(slots.run, Guest) else "run"
+    what = f"{line.shown} has a concurrency limit of {line.size}"
+    if line.size:
+        return ConcurrencyLimitAborted(f"{who} {slots.run.name!r} wants {slots.count} slots at once, but {what}")
+    return ConcurrencyLimitAborted(f"{who} {slots.run.name!r} was aborted: {what}")
 
 
 def _wake(granted: list[Slots]) -> None:

@@ -12,6 +12,7 @@ import contextlib
 import contextvars
 import math
 import sys
+import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator
 from contextvars import Context, ContextVar
@@ -303,6 +304,15 @@ def here() -> EventLoop:
     loop = current_loop()
     assert loop is not None, "called outside any event loop"
     return loop
+
+
+def strand_here() -> object:
+    """What runs this code, and waits when it waits: the task of an event loop, or the thread."""
+    asyncio, trio_now = _modules.get("asyncio"), _modules.get("trio")
+    if trio_now is not None and trio_now.lowlevel.in_trio_task():
+        return trio_now.lowlevel.current_task()
+    task = None if asyncio is None or asyncio._get_running_loop() is None else asyncio.current_task()
+    return threading.get_ident() if task is None else task
 
 
 def context_for_thread() -> Context:

@@ -244,7 +244,7 @@ class Keeper:
 
     async def _wait(self, run: Run, seat: Seat, flights: Flights, port: Port) -> None:
         run.blocker = f"run {seat.flight.leader.run.name}, which has the same cache key"
-        lent = port.services.limits.begin_following(run)
+        lent = port.services.limits.begin_following(run, seat)
         try:
             await port.until_called(run, seat)
         except BaseException:

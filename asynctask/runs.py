@@ -250,9 +250,10 @@ class Run(Trace, eq=False, gc=True, weakref=True):
     timeout_error: BaseException | None = None
     #: Why somebody asked for the end of this run; None while nobody has.
     cancel_reason: str | None = None
-    #: Slots held under limits, and how many waits for other runs this run's body is in.
+    #: The slots of its tags; those that blocks of its body have taken; and what its body waits for. See `lines`.
     slots: Any = None
-    waits: int = 0
+    guards: Any = None
+    awaits: Any = None
     #: While its result is what others wait for: their seats; see `flights`.
     followers: Any = None
     #: What this run waits for before its body can start, for `waiting_on`.

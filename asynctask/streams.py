@@ -19,7 +19,9 @@ import anyio
 
 from . import loops
 from .errors import CancelledRun
-from .futures import TaskFuture, lending, outcome
+from .futures import TaskFuture, outcome
+from .lending import lending
+from .runs import Run
 
 logger = logging.getLogger("asynctask")
 
@@ -101,7 +103,7 @@ class Window:
                 break
             waker = self._waker = loops.here().waker()
             if not self._is_ready():  # a run may have landed, in another thread, just before the waker was there
-                with lending():
+                with lending(self._awaited):
                     await waker.wait()
             self._waker = None
         return None
@@ -128,6 +130,12 @@ class Window:
         if self._ordered:
             return bool(self._flying) and self._flying[0].done()
         return bool(self._landed)
+
+    def _awaited(self) -> list[list[Run]]:
+        """One of those in flight is to end; a source that is to give more may do so by itself."""
+        if not self._is_exhausted and self._room > 0:
+            return []
+        return [[future.run for future in (list(self._flying)[:1] if self._ordered else list(self._flying))]]
 
     def _start(self, value: Any) -> None:
         future = self._submit(value)

@@ -14,6 +14,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Executor
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import anyio
@@ -22,7 +23,8 @@ from . import loops
 from .bodies import Body, collect_async, timed_out
 from .errors import StoreError
 from .hooks import Afterwards, log_hook
-from .limits import Limits, Slots
+from .limits import Limits
+from .lines import Slots
 from .options import Hook
 from .runs import Run, current_run, wake_all
 from .states import State
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("asynctask")
 
 T = TypeVar("T")
+
+_NO_TIMEOUT = nullcontext()
 
 
 class Services:
@@ -109,7 +113,9 @@ class Port(Protocol):
         """The same for the cancelled path: goes on waiting when it is cancelled."""
         ...
 
-    async def until_granted(self, slots: Slots) -> None: ...
+    async def until_granted(self, slots: Slots) -> None:
+        """Wait until they are granted or refused."""
+        ...
 
     async def until_room(self) -> None:
         """Wait until the store has room for the records of more runs."""
@@ -292,9 +298,14 @@ class Loop:
         await waker.wait()
 
     async def until_granted(self, slots: Slots) -> None:
-        waker = loops.here().waker()
-        self.services.limits.when_granted(slots, waker.wake)
-        await waker.wait()
+        limits = self.services.limits
+        while not slots.is_decided:
+            waker = loops.here().waker()
+            limits.when_granted(slots, waker.wake)
+            seconds = limits.seconds_until_due(slots)
+            with anyio.move_on_after(seconds) if seconds is not None else _NO_TIMEOUT:
+                await waker.wait()
+            limits.look_again(slots)
 
     async def until_room(self) -> None:
         waker = loops.here().waker()

@@ -13,6 +13,7 @@ from asynctask import Runtime, TaskFutureList, as_completed, flow, task, tempora
 from asynctask.blocking import drive
 from asynctask.errors import AsyncTaskError, BlockingWaitError
 from asynctask.stores.memory import MemoryStore
+from testkit import limit_of
 
 
 @task
@@ -114,7 +115,7 @@ async def test_an_inline_call_that_needs_an_unfinished_upstream_is_refused_and_f
 
 async def test_an_inline_call_that_needs_a_taken_slot_is_refused_and_names_the_holder() -> None:
     store = MemoryStore()
-    store.limits.set("db", 1)
+    store.limits.set("tag:db", 1)
     async with Runtime(store=store):
         holding, release = anyio.Event(), anyio.Event()
 
@@ -126,9 +127,9 @@ async def test_an_inline_call_that_needs_a_taken_slot_is_refused_and_names_the_h
         limited = add_one.with_options(tags=["db"])
         future = holder.submit()
         await holding.wait()
-        with pytest.raises(BlockingWaitError, match=r"(?s)'db'.*holder.*submit"):
+        with pytest.raises(BlockingWaitError, match=r"""(?s)"db".*holder.*submit"""):
             limited(1)
-        assert store.limits.read("db").waiting == 0, "it does not stay in line"
+        assert limit_of(store, "db").waiting == 0, "it does not stay in line"
         release.set()
         await future
         assert limited(1) == 2

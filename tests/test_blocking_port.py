@@ -26,6 +26,7 @@ from asynctask.keywords import FlowOptions, TaskOptions
 from asynctask.scopes import current_runtime
 from asynctask.stores.memory import MemoryStore
 from asynctask.testing import VirtualClock
+from testkit import limit_of
 
 
 class Broken(Exception):
@@ -159,8 +160,8 @@ def runtime() -> Iterator[Runtime]:
     RUNNER.close(5)
     current_runtime.reset(token)
     assert runtime.runs == []
-    assert runtime.limits.read("limited").active_slots == []
-    assert runtime.limits.read("limited").waiting == 0
+    assert limit_of(runtime, "limited").active_slots == []
+    assert limit_of(runtime, "limited").waiting == 0
 
 
 def ends(call: Callable[[], Any]) -> None:
@@ -324,7 +325,7 @@ def test_a_flow_that_fails_waits_for_the_end_of_its_children_in_place(runtime: R
 async def test_on_a_loop_what_would_block_it_is_refused() -> None:
     """An inline call that would have to wait for the very loop says so, instead of suspending or hanging."""
     async with Runtime(store=MemoryStore()) as runtime:
-        runtime.limits.set("one", 1)
+        runtime.limits.set("tag:one", 1)
         begun, go = anyio.Event(), anyio.Event()
 
         @task(tags=["one"])
@@ -340,7 +341,7 @@ async def test_on_a_loop_what_would_block_it_is_refused() -> None:
             task(tags=["one"])(fine)(1)
         go.set()
         await holder
-        assert runtime.limits.read("one").active_slots == []
+        assert limit_of(runtime, "one").active_slots == []
         assert task(tags=["one"])(fine)(1) == 1
 
 

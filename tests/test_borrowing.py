@@ -10,7 +10,7 @@ import pytest
 from asynctask import Runtime, ThreadPoolTaskRunner, as_completed, flow, get_client, task
 from asynctask.scopes import current_runtime
 from asynctask.stores.memory import MemoryStore
-from testkit import Inside, fresh, set_limit
+from testkit import Inside, fresh, limit_of, set_limit
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ async def test_async_tasks_of_one_tag_nest_to_depth_10_under_a_limit_of_1():
             with anyio.fail_after(5):
                 assert await nested(0) == DEPTH
                 assert await nested.submit(0) == DEPTH
-        assert rt.limits.read("db").active_slots == []
+        assert limit_of(rt, "db").active_slots == []
 
 
 async def test_sync_tasks_of_one_tag_nest_to_depth_10_under_a_limit_of_1():
@@ -83,7 +83,7 @@ async def test_sync_tasks_of_one_tag_nest_to_depth_10_under_a_limit_of_1():
         for nested in (called, submitted, mapped, passed_on):
             with anyio.fail_after(5):
                 assert await nested.submit(0) == DEPTH
-        assert rt.limits.read("db").active_slots == []
+        assert limit_of(rt, "db").active_slots == []
 
 
 def test_nesting_works_from_plain_code_too(plain_limit):
@@ -137,7 +137,7 @@ async def test_a_parent_lends_its_slot_however_it_waits_for_its_children():
         for how in ways:
             with anyio.fail_after(5):
                 assert await parent(how) == [1, 2], how
-        assert rt.limits.read("db").active_slots == []
+        assert limit_of(rt, "db").active_slots == []
 
 
 async def test_a_flow_waiting_for_its_children_at_its_end_holds_nothing_up():
@@ -218,7 +218,7 @@ async def test_nested_sync_tasks_of_one_tag_fit_into_one_worker_thread():
 
 def test_what_a_timed_out_body_calls_on_its_way_out_borrows_the_slot_that_it_still_holds() -> None:
     store = MemoryStore()
-    store.limits.set("one", 1)
+    store.limits.set("tag:one", 1)
     runtime = Runtime(store=store)
     token = current_runtime.set(runtime)
     cleaned = threading.Event()

@@ -30,7 +30,7 @@ from asynctask.scopes import current_runtime
 from asynctask.stores.base import Store
 from asynctask.stores.memory import MemoryStore
 from asynctask.stores.sqlite import SQLiteStore
-from testkit import set_limit
+from testkit import limit_of, set_limit
 
 STORES: dict[str, Callable[[Path], Store]] = {
     "memory": lambda folder: MemoryStore(),
@@ -159,7 +159,7 @@ async def test_a_cached_run_never_runs_takes_no_slot_and_calls_only_the_completi
         assert (run.run_count, run.start_time, run.total_run_time) == (0, None, 0)
         assert (run.end_time is not None, sorted(run.tags), run.result is not None) == (True, ["slow"], True)
         assert called == ["on_completion: Cached"]
-        assert len(runtime.limits.read("slow").active_slots) == 1
+        assert len(limit_of(runtime, "slow").active_slots) == 1
         go.set()
         await holding
 

@@ -19,6 +19,7 @@ from asynctask.errors import (
 )
 from asynctask.runtime import task_run
 from asynctask.stores.memory import MemoryStore
+from testkit import limit_of
 
 SOON = 5.0
 
@@ -32,7 +33,7 @@ def names_of(future: TaskFuture[Any]) -> list[str]:
 
 async def test_inputs_come_before_slots_and_slots_before_the_body() -> None:
     store = MemoryStore()
-    store.limits.set("db", 1)
+    store.limits.set("tag:db", 1)
     async with Runtime(store=store):
         give_input, free_slot = anyio.Event(), anyio.Event()
 
@@ -59,7 +60,7 @@ async def test_inputs_come_before_slots_and_slots_before_the_body() -> None:
         give_input.set()
         await anyio.wait_all_tasks_blocked()
         assert names_of(future) == ["Pending", "AwaitingConcurrencySlot"]
-        assert "'db'" in (future.run.waiting_on or "")
+        assert 'tag "db"' in (future.run.waiting_on or "")
         free_slot.set()
         assert await future == 1
         await held
@@ -68,7 +69,7 @@ async def test_inputs_come_before_slots_and_slots_before_the_body() -> None:
 
 async def test_a_run_whose_upstream_failed_takes_no_slot_and_never_starts() -> None:
     store = MemoryStore()
-    store.limits.set("db", 1)
+    store.limits.set("tag:db", 1)
     started: list[int] = []
     async with Runtime(store=store):
 
@@ -92,7 +93,7 @@ async def test_a_run_whose_upstream_failed_takes_no_slot_and_never_starts() -> N
 
 async def test_a_limit_of_zero_cancels_the_run_before_its_body() -> None:
     store = MemoryStore()
-    store.limits.set("db", 0)
+    store.limits.set("tag:db", 0)
     async with Runtime(store=store):
         ended: list[str] = []
 
@@ -102,7 +103,7 @@ async def test_a_limit_of_zero_cancels_the_run_before_its_body() -> None:
 
         refused = task(tags=["db"], on_cancellation=hook)(lambda: 1)
         future = refused.submit()
-        with pytest.raises(ConcurrencyLimitAborted, match="'db'"):
+        with pytest.raises(ConcurrencyLimitAborted, match='"db"'):
             await future
         assert future.state.is_cancelled()
         assert ended == ["Cancelled"], "an async hook is done before the future is, since nobody cancelled anything"
@@ -112,12 +113,12 @@ async def test_a_limit_of_zero_cancels_the_run_before_its_body() -> None:
 
 async def test_the_slot_is_free_before_the_hooks_of_the_end_are_called() -> None:
     store = MemoryStore()
-    store.limits.set("db", 1)
+    store.limits.set("tag:db", 1)
     held: list[int] = []
     async with Runtime(store=store):
 
         def hook(task: Any, run: Any, state: State) -> None:
-            held.append(len(store.limits.read("db").active_slots))
+            held.append(len(limit_of(store, "db").active_slots))
 
         @task(tags=["db"], on_running=hook, on_completion=hook, on_failure=hook)
         async def body(error: Exception | None) -> None:

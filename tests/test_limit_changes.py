@@ -5,7 +5,7 @@ import pytest
 
 from asynctask import get_client, task
 from asynctask.errors import ConcurrencyLimitAborted, ObjectNotFound
-from testkit import Inside, fresh, set_limit, until
+from testkit import Inside, fresh, limit_of, set_limit, until
 
 # -- limits that change --------------------------------------------------------------------------------------------
 
@@ -56,7 +56,7 @@ async def test_a_lowered_limit_holds_for_the_next_ones():
     async with fresh() as rt:
         await set_limit("db", 4)
         early = [work.submit(first=True) for _ in range(4)]
-        await until(lambda: len(rt.limits.read("db").active_slots) == 4)
+        await until(lambda: len(limit_of(rt, "db").active_slots) == 4)
         await set_limit("db", 1)
         late = [work.submit(first=False) for _ in range(5)]
         go.set()
@@ -108,7 +108,7 @@ async def test_a_limit_set_to_0_ends_those_that_wait_for_it():
         with anyio.fail_after(5), pytest.raises(ConcurrencyLimitAborted, match="limit of 0"):
             await waiter
         assert waiter.state.is_cancelled()
-        assert rt.limits.read("db").waiting == 0
+        assert limit_of(rt, "db").waiting == 0
         go.set()
         assert await holder == "done"  # who runs already is left alone
 

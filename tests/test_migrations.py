@@ -54,12 +54,14 @@ def old_database(path: Path, version: int, runs: int = 20) -> None:
                 state_name="Completed", made=NOW, task_name="old",
             )  # fmt: skip
             insert(connection, "run_tags", tag="old", id=run_id)
-        insert(connection, "limits", tag="old", size=3)
+            if version >= 3 and place % 2:
+                insert(connection, "run_names", rowid=name_number(run_id), name=f"name {place}", id=run_id)
+        insert(connection, "limits", **({"tag": "old"} if version < 4 else {"name": "tag:old"}), size=3)
 
 
 def insert(connection: sqlite3.Connection, table: str, **values: Any) -> None:
     """Insert a row, with those of the values that the table has a column for in its version."""
-    columns = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
+    columns = {"rowid", *(row[1] for row in connection.execute(f"PRAGMA table_info({table})"))}
     values = {name: value for name, value in values.items() if name in columns}
     names, places = ", ".join(values), ", ".join("?" * len(values))
     connection.execute(f"INSERT INTO {table} ({names}) VALUES ({places})", list(values.values()))
@@ -90,7 +92,7 @@ async def test_an_old_database_is_migrated_with_all_that_is_in_it(tmp_path, vers
         assert [one.parameters for one in runs[:2]] == [{"x": "19"}, {"x": "18"}]
         assert [len(one.states) for one in runs] == [3] * 20
         assert runs[0].total_run_time == pytest.approx(1)
-        assert (await store.read_limit("old")).concurrency_limit == 3
+        assert (await store.read_limit("tag:old")).limit == 3
         named = await store.read_runs(RunFilter(name="name 1"), 100)
         assert [one.name for one in named] == [f"name {place}" for place in (19, 17, 15, 13, 11, 1)]
         for which in (

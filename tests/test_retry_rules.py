@@ -14,7 +14,7 @@ from asynctask.errors import CancelledRun, CrashedRun
 from asynctask.scopes import current_runtime
 from asynctask.stores.memory import MemoryStore
 from asynctask.testing import VirtualClock
-from testkit import failing
+from testkit import failing, limit_of
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ async def test_a_run_cancelled_while_it_waits_for_its_retry_is_cancelled_at_once
 
 async def test_while_waiting_for_a_retry_a_run_holds_no_slot() -> None:
     store = MemoryStore()
-    store.limits.set("db", 1)
+    store.limits.set("tag:db", 1)
     async with Runtime(store=store):
         asked = anyio.Event()
 
@@ -205,14 +205,14 @@ async def test_while_waiting_for_a_retry_a_run_holds_no_slot() -> None:
             assert await quick.submit() == "done"
             assert await quick() == "done"
         assert waiting.state.name == "AwaitingRetry"
-        assert store.limits.read("db").active_slots == []
+        assert limit_of(store, "db").active_slots == []
         waiting.cancel()
         await waiting.wait_async()
 
 
 async def test_a_retry_takes_its_slot_again_in_its_turn() -> None:
     store = MemoryStore()
-    store.limits.set("db", 1)
+    store.limits.set("tag:db", 1)
     async with Runtime(store=store):
         release, holding = anyio.Event(), anyio.Event()
 

@@ -45,7 +45,7 @@ def names(states: Any) -> list[str]:
 async def test_row_1_a_released_slot_wakes_the_next_run_at_once() -> None:
     """There: 33 times the ideal, by polling. Between two runs under a limit of 1 there is hardly a gap here."""
     async with fresh() as rt:
-        rt.limits.set("db", 1)
+        rt.limits.set("tag:db", 1)
 
         @task(tags=["db"])
         async def work() -> None:
@@ -61,7 +61,7 @@ async def test_row_1_a_released_slot_wakes_the_next_run_at_once() -> None:
 async def test_row_2_a_run_that_waits_for_its_retry_holds_no_slot() -> None:
     order: list[str] = []
     async with fresh() as rt:
-        rt.limits.set("db", 1)
+        rt.limits.set("tag:db", 1)
 
         @task(tags=["db"], retries=1, retry_delay_seconds=0.1)
         async def unlucky() -> None:
@@ -83,7 +83,7 @@ async def test_row_2_a_run_that_waits_for_its_retry_holds_no_slot() -> None:
 
 async def test_row_3_a_parent_and_its_child_under_one_limit_of_one_both_run() -> None:
     async with fresh() as rt:
-        rt.limits.set("db", 1)
+        rt.limits.set("tag:db", 1)
 
         @task(tags=["db"])
         async def child() -> int:
@@ -110,7 +110,7 @@ def test_row_3_in_threads_as_well() -> None:
 
     async def main() -> int:
         async with rt:
-            rt.limits.set("db", 1)
+            rt.limits.set("tag:db", 1)
             return await parent.submit()
 
     assert asyncio.run(main()) == 2
@@ -330,9 +330,9 @@ async def test_row_17_cancelling_the_asyncio_task_of_a_task_is_a_cancellation_of
 async def test_row_18_a_limit_of_zero_aborts_the_run() -> None:
     calls: list[int] = []
     async with fresh() as rt:
-        rt.limits.set("closed", 0)
+        rt.limits.set("tag:closed", 0)
         future = task(tags=["closed"])(calls.append).submit(1)
-        with anyio.fail_after(5), pytest.raises(ConcurrencyLimitAborted, match="'closed'"):
+        with anyio.fail_after(5), pytest.raises(ConcurrencyLimitAborted, match='"closed"'):
             await future
         assert future.state.is_cancelled()
     assert calls == []

@@ -21,7 +21,7 @@ from asynctask.scopes import current_runtime
 from asynctask.stores.base import Store
 from asynctask.stores.memory import MemoryStore
 from asynctask.stores.sqlite import SQLiteStore
-from testkit import set_limit, until
+from testkit import limit_of, set_limit, until
 
 STORES: dict[str, Callable[[Path], Store]] = {
     "memory": lambda folder: MemoryStore(),
@@ -620,7 +620,7 @@ async def test_who_waits_for_a_flight_lends_its_parents_slot_to_the_leader(store
         go.set()
         with anyio.fail_after(5):
             assert [await outer, await leader] == [1, 1]
-        assert runtime.limits.read("one").active_slots == []
+        assert limit_of(runtime, "one").active_slots == []
 
 
 async def test_a_leader_below_which_a_slot_is_needed_has_it_lent_by_those_who_wait(store):
@@ -649,7 +649,7 @@ async def test_a_leader_below_which_a_slot_is_needed_has_it_lent_by_those_who_wa
         go.set()
         with anyio.fail_after(5):
             assert [await outer, await first] == [5, 5]
-        assert runtime.limits.read("one").active_slots == []
+        assert limit_of(runtime, "one").active_slots == []
 
 
 async def test_the_next_leader_borrows_as_the_first_did(store):
@@ -679,7 +679,7 @@ async def test_the_next_leader_borrows_as_the_first_did(store):
         with anyio.fail_after(5):
             assert [await outer for outer in outers] == [1] * 3
         assert begun["load"] == 1
-        assert runtime.limits.read("slot").active_slots == []
+        assert limit_of(runtime, "slot").active_slots == []
 
 
 # -- in transactions ------------------------------------------------------------------------------------------------

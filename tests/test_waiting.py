@@ -355,7 +355,7 @@ async def test_a_run_waiting_for_a_free_thread_is_cancelled_without_ever_running
 
 async def test_waiting_for_an_upstream_or_a_slot_is_no_part_of_the_attempt() -> None:
     store = MemoryStore()
-    store.limits.set("db", 1)
+    store.limits.set("tag:db", 1)
     async with Runtime(store=store):
         holding, release = anyio.Event(), anyio.Event()
 

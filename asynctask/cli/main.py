@@ -22,6 +22,9 @@ from .show import note
 if TYPE_CHECKING:
     from cyclopts import App
 
+GLOBAL = "global-concurrency-limit"
+#: Groups with a short name as well.
+ALIASES = {"gcl": GLOBAL}
 #: Each command: where its function is, and its line in `--help`.
 COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
     ("run",): ("asynctask.cli.run:run", "Run a flow or task of a file or module."),
@@ -32,6 +35,19 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
     ("runs", "delete"): ("asynctask.cli.runs:delete", "Delete ended runs."),
     ("cache", "ls"): ("asynctask.cli.cache:ls", "List kept results, the newest first."),
     ("cache", "clear"): ("asynctask.cli.cache:clear", "Delete kept results."),
+    ("concurrency-limit", "create"): ("asynctask.cli.limits:create", "Give a tag a limit, or another one."),
+    ("concurrency-limit", "delete"): ("asynctask.cli.limits:delete", "Remove the limit of a tag."),
+    ("concurrency-limit", "inspect"): ("asynctask.cli.limits:inspect", "Show a limit, who holds slots and who waits."),
+    ("concurrency-limit", "read"): ("asynctask.cli.limits:inspect", "The same as inspect."),
+    ("concurrency-limit", "ls"): ("asynctask.cli.limits:ls", "List the limits of tags."),
+    ("concurrency-limit", "reset"): ("asynctask.cli.limits:reset", "Free every slot of a tag."),
+    (GLOBAL, "create"): ("asynctask.cli.global_limits:create", "Make a limit with a name, or replace it."),
+    (GLOBAL, "update"): ("asynctask.cli.global_limits:update", "Change a limit."),
+    (GLOBAL, "delete"): ("asynctask.cli.global_limits:delete", "Remove a limit."),
+    (GLOBAL, "inspect"): ("asynctask.cli.global_limits:inspect", "Show a limit, who holds slots and who waits."),
+    (GLOBAL, "ls"): ("asynctask.cli.global_limits:ls", "List the limits that have a name."),
+    (GLOBAL, "enable"): ("asynctask.cli.global_limits:enable", "Put a limit in force again."),
+    (GLOBAL, "disable"): ("asynctask.cli.global_limits:disable", "Take a limit out of force."),
     ("store", "info"): ("asynctask.cli.store:info", "Show where the store is and what it holds."),
     ("store", "migrate"): ("asynctask.cli.store:migrate", "Bring the store to this version's schema."),
     ("store", "prune"): ("asynctask.cli.store:prune", "Delete old ended runs."),
@@ -44,6 +60,8 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
 GROUPS = {
     "runs": "Look at runs, follow and delete them.",
     "cache": "Look at kept results and delete them.",
+    "concurrency-limit": "Limit how many runs with a tag may be Running at once.",
+    GLOBAL: "Limits with a name, for concurrency() and rate_limit().",
     "store": "Look after the store.",
     "config": "Look at settings and change them.",
 }
@@ -56,6 +74,7 @@ def main(tokens: Sequence[str] | None = None) -> int:
         given = _store_behind(given)
         if given[:1] == ["--version"]:
             given[0] = "version"
+        given[:1] = [ALIASES.get(word, word) for word in given[:1]]
         call = plain_call(COMMANDS, given)
         result = by_cyclopts(given) if call is None else call()
         return result if isinstance(result, int) else 0
@@ -106,7 +125,8 @@ def application() -> App:
     }
     app = App("asynctask", "Run tasks and flows, and look at what became of them.", **options)
     for name, text in GROUPS.items():
-        app.command(App(name, text, **options))
+        short = [alias for alias, whole in ALIASES.items() if whole == name]
+        app.command(App(name, text, alias=short, **options))
     for (*group, name), (place, text) in COMMANDS.items():
         parent: App = app[group[0]] if group else app
         parent.command(place, name=name, help=text)

@@ -40,8 +40,8 @@ def opened(url: str | None, *, to_write: bool = False) -> Generator[SyncClient |
             runtime.close()
 
 
-def at(client: SyncClient | None, run: str) -> SyncClient:
+def at(client: SyncClient | None, name: str, *, kind: str = "run") -> SyncClient:
     """The client, for a command that needs one. Raises `ObjectNotFound` where there is no store yet."""
     if client is None:
-        raise ObjectNotFound(f"there is no run {run!r}: nothing has been kept yet")
+        raise ObjectNotFound(f"there is no {kind} {name!r}: nothing has been kept yet")
     return client

@@ -82,21 +82,18 @@ def _print_runs(found: list[TaskRun], following: str | None, flows: bool, json: 
     if not found:
         note(f"asynctask: there are no such runs of {'flows' if flows else 'tasks; --flows lists those of flows'}")
         return
-    table(
-        ("ID", "NAME", "STATE", "MADE", "RUN TIME", "TAGS"),
-        [
-            (
-                str(run.id)[-12:] if is_terminal() else run.id,
-                run.name,
-                run.state_name,
-                time_of(made(run)),
-                _length(run),
-                ", ".join(run.tags),
-            )
-            for run in found
-        ],
-        styles=[STYLES.get(run.state_type) for run in found],
-    )
+    columns: dict[str, list[object]] = {
+        "ID": [str(run.id)[-12:] if is_terminal() else run.id for run in found],
+        "NAME": [run.name for run in found],
+        "STATE": [run.state_name for run in found],
+        "MADE": [time_of(made(run)) for run in found],
+        "RUN TIME": [_length(run) for run in found],
+        "TAGS": [", ".join(run.tags) for run in found],
+    }
+    if any(run.waiting_on for run in found):
+        columns["WAITS FOR"] = [run.waiting_on or "" for run in found]
+    styles = [STYLES.get(run.state_type) for run in found]
+    table(tuple(columns), list(zip(*columns.values(), strict=True)), styles=styles)
     if following is not None:
         note(f"asynctask: there are more; go on with --cursor {following}")
 

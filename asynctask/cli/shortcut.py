@@ -68,4 +68,6 @@ def _bound(function: Any, tokens: Sequence[str]) -> Callable[[], Any] | None:
             kwargs[name] = int(value) if kind == "int" else value
     if len(args) != len(positional) or any(kinds[name] != "str" for name in positional):
         return None
+    if set(named) - kwargs.keys() - (function.__kwdefaults__ or {}).keys():  # one that must be given is not
+        return None
     return partial(function, *args, **kwargs)

@@ -17,7 +17,8 @@ from uuid import UUID
 import msgspec
 
 from ..flights import Flights
-from ..limits import ConcurrencyLimit, Limits
+from ..limit_records import LimitRecord
+from ..limits import Limits
 from ..records import LogEntry, TaskRun
 from ..runs import Journal, Trace
 from ..states import State, StateType
@@ -251,18 +252,22 @@ class Store(Protocol):
 
     async def info(self) -> StoreInfo: ...
 
-    async def write_limit(self, tag: str, limit: int) -> None: ...
+    async def write_limit(self, name: str, size: int, *, decay: float = 0.0, is_active: bool = True) -> None:
+        """Create a limit, or change it, for every process of this store."""
+        ...
 
-    async def delete_limit(self, tag: str) -> None:
+    async def delete_limit(self, name: str) -> None:
         """Raises `ObjectNotFound`."""
         ...
 
-    async def reset_limit(self, tag: str) -> None:
-        """Raises `ObjectNotFound`."""
+    async def reset_limit(self, name: str) -> None:
+        """Free its slots, whoever has them. Raises `ObjectNotFound`."""
         ...
 
-    async def read_limit(self, tag: str) -> ConcurrencyLimit:
-        """Raises `ObjectNotFound`."""
+    async def read_limit(self, name: str) -> LimitRecord:
+        """A limit with its line. Raises `ObjectNotFound`."""
         ...
 
-    async def read_limits(self) -> list[ConcurrencyLimit]: ...
+    async def read_limits(self) -> list[LimitRecord]:
+        """All limits, by name."""
+        ...

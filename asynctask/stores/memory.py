@@ -16,7 +16,10 @@ from uuid import UUID
 from ..clocks import Clock
 from ..errors import ObjectNotFound, StoreError
 from ..flights import Flights
-from ..limits import ConcurrencyLimit, Limits
+from ..limit_records import LimitRecord
+from ..limit_views import shown
+from ..limits import Limits
+from ..loops import strand_here
 from ..records import LogEntry, TaskRun, own_key
 from ..runs import Journal, Run, Trace
 from ..settings import settings
@@ -35,7 +38,7 @@ class MemoryStore:
 
     def __init__(self, history_size: int | None = None, *, clock: Clock | None = None) -> None:
         self._clock = clock or Clock()
-        self.limits = Limits()
+        self.limits = Limits(strand_here, monotonic=self._clock.monotonic)
         size = settings.values.history_size if history_size is None else history_size
         self._history: deque[Trace] = deque(maxlen=size)
         self._logs: deque[tuple[int, LogEntry]] = deque(maxlen=size)
@@ -198,17 +201,17 @@ class MemoryStore:
 
     # -- limits -------------------------------------------------------------------------------------------------------
 
-    async def write_limit(self, tag: str, limit: int) -> None:
-        self.limits.set(tag, limit)
+    async def write_limit(self, name: str, size: int, *, decay: float = 0.0, is_active: bool = True) -> None:
+        self.limits.set(name, size, decay=decay, is_active=is_active)
 
-    async def delete_limit(self, tag: str) -> None:
-        self.limits.delete(tag)
+    async def delete_limit(self, name: str) -> None:
+        self.limits.delete(name)
 
-    async def reset_limit(self, tag: str) -> None:
-        self.limits.reset(tag)
+    async def reset_limit(self, name: str) -> None:
+        self.limits.reset(name)
 
-    async def read_limit(self, tag: str) -> ConcurrencyLimit:
-        return self.limits.read(tag)
+    async def read_limit(self, name: str) -> LimitRecord:
+        return shown(self.limits, name, self._clock.now())
 
-    async def read_limits(self) -> list[ConcurrencyLimit]:
-        return self.limits.read_all()
+    async def read_limits(self) -> list[LimitRecord]:
+        return [shown(self.limits, name, self._clock.now()) for name in sorted(self.limits.lines)]

@@ -57,6 +57,22 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             name, id UNINDEXED, tokenize = "trigram case_sensitive 1", detail = none)""",
         "INSERT INTO run_names (rowid, name, id) SELECT name_number(id), name, id FROM runs WHERE name IS NOT NULL",
     ),
+    (
+        # Of tags and by name. `resets` grows when somebody frees all slots; `full_at`: see `rates`.
+        """CREATE TABLE named_limits (
+            name TEXT PRIMARY KEY, size INTEGER NOT NULL, decay REAL NOT NULL DEFAULT 0,
+            is_active INTEGER NOT NULL DEFAULT 1, resets INTEGER NOT NULL DEFAULT 0,
+            full_at REAL NOT NULL DEFAULT 0)""",
+        "INSERT INTO named_limits (name, size) SELECT 'tag:' || tag, size FROM limits",
+        "DROP TABLE limits",
+        "ALTER TABLE named_limits RENAME TO limits",
+        # What each process has of a limit, wants of it, and since when; times are monotonic seconds of this machine.
+        # `told`: when it last told who holds and who waits (`people`, JSON), which it does when asked.
+        """CREATE TABLE slots (
+            name TEXT NOT NULL, process TEXT NOT NULL, held INTEGER NOT NULL, wanted INTEGER NOT NULL,
+            since REAL NOT NULL, told REAL NOT NULL DEFAULT 0, people TEXT, PRIMARY KEY (name, process)
+        ) WITHOUT ROWID""",
+    ),
 )  # fmt: skip
 VERSION = len(MIGRATIONS)
 #: Times of names beyond this one, in the year 2109, count as this one.

@@ -107,10 +107,24 @@ CRASHED = ("CRASHED", "Crashed")
 END_RUN = """UPDATE runs SET states = ?, ended = ?, owner = NULL, waiting_on = NULL,
     kind = (SELECT kinds.id FROM kinds WHERE type = ? AND kinds.name = ? AND kinds.is_flow = runs.is_flow)
     WHERE id = ?"""
+APPEAR = "INSERT INTO processes (name, pid, host, started) VALUES (?, ?, ?, ?)"
 IS_PRESENT = "SELECT count(*) FROM processes WHERE name = ?"
 #: Not while runs say that they are this process's: whoever opens the store next ends them as Crashed.
 DISAPPEAR = "DELETE FROM processes WHERE name = ? AND NOT EXISTS (SELECT 1 FROM runs WHERE owner = ?)"
-WRITE_LIMIT = "INSERT INTO limits (tag, size) VALUES (?, ?) ON CONFLICT (tag) DO UPDATE SET size = excluded.size"
+
+# -- limits -------------------------------------------------------------------------------------------------------
+
+WRITE_LIMIT = """INSERT INTO limits (name, size, decay, is_active) VALUES (?, ?, ?, ?) ON CONFLICT (name)
+    DO UPDATE SET size = excluded.size, decay = excluded.decay, is_active = excluded.is_active"""
+READ_LIMITS = "SELECT name, size, decay, is_active, resets, full_at FROM limits"
+READ_SLOTS = "SELECT name, process, held, wanted, since FROM slots"
+WRITE_SLOTS = """INSERT INTO slots (name, process, held, wanted, since) VALUES (?, ?, ?, ?, ?)
+    ON CONFLICT (name, process) DO UPDATE SET held = excluded.held, wanted = excluded.wanted, since = excluded.since"""
+READ_PEOPLE = """SELECT slots.name, slots.process, processes.pid, slots.held, slots.wanted, slots.told, slots.people
+    FROM slots JOIN processes ON processes.name = slots.process"""
+TELL_PEOPLE = "UPDATE slots SET told = ?, people = ? WHERE name = ? AND process = ?"
+RESET_LIMIT = "UPDATE limits SET resets = resets + 1, full_at = 0 WHERE name = ?"
+RESET_SLOTS = "UPDATE slots SET held = 0 WHERE name = ?"
 
 # -- deleting -----------------------------------------------------------------------------------------------------
 

@@ -26,14 +26,16 @@ import aiosqlite
 from ..clocks import Clock
 from ..errors import ObjectNotFound, StoreError
 from ..flights import Flights
-from ..limits import ConcurrencyLimit, Limits
+from ..limit_records import LimitRecord
+from ..limits import Limits
+from ..loops import strand_here
 from ..records import LogEntry, TaskRun
 from ..runs import Journal
 from ..settings import settings
 from ..states import State
-from . import lists, sql
+from . import bells, lists, sql
 from .base import CacheEntry, RunFilter, StoredResult, StoreInfo
-from .database import SAFE, Database, execute_all, one, size_of
+from .database import SAFE, Database, execute_all, one, size_of, transaction
 from .desk import Desk
 from .guard import KeyLocks, Presence, is_alive, remove
 from .recorder import Batch, Recorder
@@ -41,6 +43,7 @@ from .results_table import Results
 from .rows import Numbers, crashed, insert_runs, put_into_words, record_of
 from .schema import name_number
 from .shelf import Shelf
+from .slots_table import SlotsTable
 
 logger = logging.getLogger("asynctask")
 
@@ -60,8 +63,13 @@ class SQLiteStore:
         self._clock = clock or Clock()
         self.path: str = os.path.abspath(os.path.expanduser(os.fspath(path)))
         self.url = f"sqlite:///{self.path}"
-        self.limits = Limits()
+        self.limits = Limits(strand_here, share_at_first=0)
         self.limits.is_known = False
+        self._folder = f"{self.path}-processes"
+        self._slots = SlotsTable(
+            self.limits, self._folder, database=lambda: self._database, appear=self._appear, bury=self._bury,
+            now=self._clock.now,
+        )  # fmt: skip
         self.flights = Flights()
         self._desk = Desk("asynctask-store", self._at_desk)
         self._recorder = Recorder(self._write_batch, self._clock.now)
@@ -77,6 +85,7 @@ class SQLiteStore:
         self._database: Database
         self._presence: Presence | None = None
         self._results: Results
+        self._appearing: asyncio.Lock
         self._numbers = Numbers()
         self._pruned = 0.0
         _stores.add(self)
@@ -88,6 +97,7 @@ class SQLiteStore:
         self._recorder.begin_in_child()
         self._desk = Desk("asynctask-store", self._at_desk)
         self._presence = None
+        self._slots.begin_in_child()
         self._shelf.begin_anew()
         self.limits.begin_anew()  # the same object: runtimes that were made before the fork have it
         self.limits.is_known = False
@@ -117,8 +127,11 @@ class SQLiteStore:
         self._database = Database(self.path, self._prepare)
         self._results = Results(self._database, self._shelf, self._clock)
         self._keys.is_resting = False
+        self._appearing = asyncio.Lock()
         try:
-            await self._recorder.run(closing)
+            slots = asyncio.ensure_future(self._slots.run(closing))
+            await self._recorder.run(closing)  # begun in this step, not in a task: the first question may write
+            await slots
         finally:
             try:
                 await self._disappear()
@@ -134,24 +147,29 @@ class SQLiteStore:
         presence = self._presence
         if presence is not None and not await one(writer, sql.IS_PRESENT, (presence.name,)):  # it is another file
             self._presence = None
+            self._slots.hide()
             presence.close()
-        await self._end_the_dead(writer)
-        for tag, size in await writer.execute_fetchall("SELECT tag, size FROM limits"):
-            self.limits.set(tag, size)
-        self.limits.is_known = True
+        names = [row[0] for row in await writer.execute_fetchall("SELECT name FROM processes")]
+        async with transaction(writer):
+            await self._bury(writer, [name for name in names if not is_alive(self._folder, name)])
 
     async def _appear(self) -> str:
         """Become present, if we are not yet, so that others know whether our runs go on; the name we have."""
-        if self._presence is None:
-            presence = Presence(f"{self.path}-processes")
-            values = (presence.name, os.getpid(), socket.gethostname(), self._clock.now())
-            try:
-                async with self._database.writing() as writer:
-                    await writer.execute("INSERT INTO processes (name, pid, host, started) VALUES (?, ?, ?, ?)", values)
-            except BaseException:
-                presence.close()
-                raise
-            self._presence = presence
+        await self._database.opened()
+        async with self._appearing:
+            if self._presence is None:
+                presence = Presence(self._folder)
+                values = (presence.name, os.getpid(), socket.gethostname(), self._clock.now())
+                try:
+                    self._slots.show(presence.name)
+                    async with self._database.writing() as writer:
+                        await writer.execute(sql.APPEAR, values)
+                except BaseException:
+                    self._slots.hide()
+                    presence.close()
+                    raise
+                self._presence = presence
+                self._slots.need()  # and learn of the limits
         return self._presence.name
 
     async def _disappear(self) -> None:
@@ -161,28 +179,32 @@ class SQLiteStore:
         try:
             if self._recorder.failure is None:  # else it would only take longer
                 async with self._database.writing() as writer:
+                    waiting = await self._slots.leave(writer, presence.name)
                     await writer.execute(sql.DISAPPEAR, (presence.name, presence.name))
+                self._slots.ring(waiting)
         except StoreError as error:  # the next one who opens the store finds us gone
             logger.debug("the store %r was left without taking leave: %s", self.path, error)
         finally:
+            self._slots.hide()
             presence.close()
 
-    async def _end_the_dead(self, writer: aiosqlite.Connection) -> None:
-        """End the runs of processes that are gone as Crashed."""
-        folder = f"{self.path}-processes"
-        for name, pid in await writer.execute_fetchall("SELECT name, pid FROM processes"):
-            if is_alive(folder, name):
+    async def _bury(self, writer: aiosqlite.Connection, names: Sequence[str]) -> None:
+        """End the runs of processes that are gone as Crashed, and free their slots; in a transaction."""
+        for name in names:
+            await writer.execute("DELETE FROM slots WHERE process = ?", (name,))
+            rows = list(await writer.execute_fetchall("SELECT pid FROM processes WHERE name = ?", (name,)))
+            if not rows:  # another process was here before us
                 continue
+            pid = rows[0][0]
             text = f"its process (pid {pid}) ended without ending it"
             found = list(await writer.execute_fetchall("SELECT id, states FROM runs WHERE owner = ?", (name,)))
-            await writer.execute("BEGIN IMMEDIATE")
             for is_flow in (0, 1):
                 await writer.execute(sql.NEW_KIND, (*sql.CRASHED, is_flow))
             ends = [(*crashed(states, text, self._clock.now()), *sql.CRASHED, run_id) for run_id, states in found]
             await writer.executemany(sql.END_RUN, ends)
             await writer.execute("DELETE FROM processes WHERE name = ?", (name,))
-            await writer.execute("COMMIT")
-            remove(folder, name)
+            remove(self._folder, name)
+            bells.remove(self._folder, name)
             if found:
                 logger.warning("%d runs of a process that is gone (pid %d) are marked Crashed", len(found), pid)
 
@@ -193,7 +215,7 @@ class SQLiteStore:
 
     async def ready(self) -> None:
         try:
-            await self._desk.ask(lambda: self._database.opened())
+            await self._desk.ask(self._slots.settle)
         except StoreError:  # the recorder reports it; the work goes on, without the limits that nobody can read
             self.limits.is_known = True
 
@@ -210,7 +232,6 @@ class SQLiteStore:
             )  # fmt: skip
 
     async def _write_batch(self, batch: Batch) -> None:
-        await self._database.opened()
         owner = await self._appear()
         for _ in put_into_words(batch.traces):
             await asyncio.sleep(0)  # others ask here as well
@@ -382,34 +403,24 @@ class SQLiteStore:
             size_bytes=sum(size_of(self.path + end) for end in ("", "-wal")), runs=runs, results=results, logs=logs,
         )  # fmt: skip
 
-    async def write_limit(self, tag: str, limit: int) -> None:
-        await self._change(sql.WRITE_LIMIT, (sql.clean(tag), limit))
-        self.limits.set(tag, limit)
+    async def write_limit(self, name: str, size: int, *, decay: float = 0.0, is_active: bool = True) -> None:
+        values = (sql.clean(name), size, decay, int(is_active))
+        await self._desk.ask(lambda: self._slots.change([(sql.WRITE_LIMIT, values)]))
 
-    async def delete_limit(self, tag: str) -> None:
-        await self.ready()
-        self.limits.read(tag)  # raises, if there is none
-        await self._change("DELETE FROM limits WHERE tag = ?", (sql.clean(tag),))
-        self.limits.delete(tag)
+    async def delete_limit(self, name: str) -> None:
+        values = (sql.clean(name),)
+        changes = [("DELETE FROM limits WHERE name = ?", values), ("DELETE FROM slots WHERE name = ?", values)]
+        await self._desk.ask(lambda: self._slots.change(changes))
 
-    async def reset_limit(self, tag: str) -> None:
-        await self.ready()
-        self.limits.reset(tag)
+    async def reset_limit(self, name: str) -> None:
+        values = (sql.clean(name),)
+        await self._desk.ask(lambda: self._slots.change([(sql.RESET_LIMIT, values), (sql.RESET_SLOTS, values)]))
 
-    async def read_limit(self, tag: str) -> ConcurrencyLimit:
-        await self.ready()
-        return self.limits.read(tag)
+    async def read_limit(self, name: str) -> LimitRecord:
+        return (await self._desk.ask(lambda: self._slots.read([name])))[0]
 
-    async def read_limits(self) -> list[ConcurrencyLimit]:
-        await self.ready()
-        return self.limits.read_all()
-
-    async def _change(self, text: str, values: Sequence[Any]) -> None:
-        async def question() -> None:
-            async with self._database.writing() as writer:
-                await writer.execute(text, values)
-
-        await self._desk.ask(question)
+    async def read_limits(self) -> list[LimitRecord]:
+        return await self._desk.ask(lambda: self._slots.read(None))
 
 
 _stores: weakref.WeakSet[SQLiteStore] = weakref.WeakSet()

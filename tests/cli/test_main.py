@@ -57,8 +57,9 @@ def test_version_loads_neither_cyclopts_nor_an_event_loop(folder):
     assert not loaded(["version"]) & {"cyclopts", "rich", "asyncio", "trio", "sqlite3", "asynctask.cli.runs"}
 
 
-def test_listing_runs_into_a_pipe_loads_neither_cyclopts_nor_rich_nor_trio(folder):
-    assert not loaded(["runs", "ls"]) & {"cyclopts", "rich", "trio", "asynctask.cli.run"}
+@pytest.mark.parametrize("group", ["runs", "concurrency-limit", "gcl"])
+def test_listing_into_a_pipe_loads_neither_cyclopts_nor_rich_nor_trio(folder, group):
+    assert not loaded([group, "ls"]) & {"cyclopts", "rich", "trio", "asynctask.cli.run"}
 
 
 def test_help_imports_no_command(folder):

@@ -23,6 +23,10 @@ PLAIN = [
     "config set store_url memory://",
     "config unset store_url",
     "cache ls --task [x]",
+    "concurrency-limit inspect db --watch",
+    "concurrency-limit read db --json",
+    "global-concurrency-limit create api --limit 3 --disable",
+    "global-concurrency-limit ls",
     "cache clear --expired",
     "store info --json",
     "run flow.py",
@@ -63,6 +67,9 @@ UNUSUAL = [
     "run flow.py --backend trio",
     "config set store_url",
     "store prune --keep 3",
+    "concurrency-limit create db 3",
+    "global-concurrency-limit create api",
+    "global-concurrency-limit update api --limit 3",
     "completion bash",
 ]
 

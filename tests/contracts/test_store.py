@@ -10,6 +10,7 @@ import pytest
 
 from asynctask import Runtime, State, StateType, TaskRun, flow, get_run_logger, tags, task
 from asynctask.errors import CancelledRun, ObjectNotFound
+from asynctask.limit_records import LimitRecord
 from asynctask.runs import Run
 from asynctask.states import Completed, Failed
 from asynctask.stores.base import RunFilter
@@ -145,13 +146,16 @@ async def test_what_is_not_there_is_not_found(store):
 
 async def test_limits_are_written_read_changed_and_deleted(store):
     await store.write_limit("b", 2)
-    await store.write_limit("a", 1)
+    await store.write_limit("a", 1, decay=0.5, is_active=False)
     await store.write_limit("b", 3)
-    assert [(limit.tag, limit.concurrency_limit) for limit in await store.read_limits()] == [("a", 1), ("b", 3)]
-    assert (await store.read_limit("b")).active_slots == []
+    assert await store.read_limits() == [
+        LimitRecord(name="a", limit=1, slot_decay_per_second=0.5, active=False),
+        LimitRecord(name="b", limit=3),
+    ]
+    assert await store.read_limit("b") == LimitRecord(name="b", limit=3)
     await store.reset_limit("b")
     await store.delete_limit("b")
-    assert [limit.tag for limit in await store.read_limits()] == ["a"]
+    assert [limit.name for limit in await store.read_limits()] == ["a"]
 
 
 async def test_limits_hold_for_every_runtime_on_the_store(store):
@@ -161,14 +165,16 @@ async def test_limits_hold_for_every_runtime_on_the_store(store):
     async def work() -> None:
         await go.wait()
 
-    await store.write_limit("db", 1)
+    await store.write_limit("tag:db", 1)
     async with Runtime(store=store, name="one"):
         first = work.submit()
         await until(lambda: first.state.is_running())
         async with Runtime(store=store, name="two"):
             second = work.submit()
             await until(lambda: second.state.name == "AwaitingConcurrencySlot")
-            assert (await store.read_limit("db")).active_slots == [str(first.task_run_id)]
+            limit = await store.read_limit("tag:db")
+            assert [one.run_id for one in limit.holders] == [first.task_run_id]
+            assert [one.run_id for one in limit.line] == [second.task_run_id]
             assert {run.id for run in await store.read_runs(EVERYTHING, 10)} == {first.task_run_id, second.task_run_id}
             go.set()
             await second
@@ -285,7 +291,7 @@ async def test_runs_under_way_say_what_they_wait_for(store):
         raise ValueError("no")
 
     async with Runtime(store=store, shutdown_timeout=0):
-        await store.write_limit("narrow", 1)
+        await store.write_limit("tag:narrow", 1)
         running = upstream.submit()
         pending = triple.submit(running)
         held = narrow.submit(1)

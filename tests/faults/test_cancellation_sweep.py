@@ -34,6 +34,7 @@ from asynctask.runtime import flow_run, task_run
 from asynctask.states import RUNNING
 from asynctask.stores.memory import MemoryStore
 from asynctask.waiting import Loop
+from testkit import limit_of
 
 ENOUGH = 5.0  # seconds in which a round that does not hang is over
 MOST = 300  # suspensions of one coroutine, beyond which the scenario itself must be wrong
@@ -165,7 +166,7 @@ async def check(scenario: Scenario, runtime: Runtime) -> None:
     left = {run.name: str(run.state) for run in runtime.runs}
     assert not left, f"runs that are not over: {left}"
     assert not runtime.root.children
-    limit = runtime.limits.read(TAG)
+    limit = limit_of(runtime, TAG)
     assert (limit.active_slots, limit.waiting) == ([], 0), "slots are still held or waited for"
     deadline = time.monotonic() + 2
     while +scenario.at_work != Counter({}) and time.monotonic() < deadline and scenario.at_work["in_thread"]:
@@ -181,7 +182,7 @@ async def one_round(begin: Callable[[Any], Awaitable[Any]]) -> None:
     """Run the scenario once in a runtime of its own; `begin` runs its flow, and ends when that does."""
     scenario = Scenario()
     async with Runtime(store=MemoryStore(), shutdown_timeout=1) as runtime:
-        runtime.limits.set(TAG, 1)
+        runtime.limits.set(f"tag:{TAG}", 1)
         outcome = await begin(scenario.flow)
         await check(scenario, runtime)
         (last,) = [run for run in runtime.store._history if run.task_name == "outer"]
@@ -302,7 +303,7 @@ async def one_round_with_a_loss(begin: Callable[[Any], Awaitable[Any]]) -> None:
     """A round in which a child is lost: the flow may complete, fail, or be cancelled with it."""
     scenario = Scenario()
     async with Runtime(store=MemoryStore(), shutdown_timeout=1) as runtime:
-        runtime.limits.set(TAG, 1)
+        runtime.limits.set(f"tag:{TAG}", 1)
         await begin(scenario.flow)
         await check(scenario, runtime)
 

@@ -23,6 +23,7 @@ from asynctask.runners import ThreadPoolTaskRunner
 from asynctask.runs import Run
 from asynctask.scopes import Runtime, Scope
 from asynctask.stores.memory import MemoryStore
+from testkit import limit_of
 
 SEEDS = 600 if os.environ.get("ASYNCTASK_LONG_FUZZ") else 60
 PER_TEST = 10
@@ -179,7 +180,7 @@ async def run_graph(seed: int) -> None:
     dice = random.Random(seed)
     store = MemoryStore(10)
     for tag, limit in LIMITS.items():
-        store.limits.set(tag, limit)
+        store.limits.set(f"tag:{tag}", limit)
     runner = ThreadPoolTaskRunner(max_workers=dice.choice([1, 2, 4]))
     patience = dice.choice([0.0, 0.01, 30.0, 30.0])
     world = World()
@@ -195,7 +196,9 @@ async def run_graph(seed: int) -> None:
                     for future in list(world.futures):
                         await future.wait_async()
             # Bodies that were interrupted may still be on their way out of their threads.
-            while runtime.journal.live or any(limit.active_slots or limit.waiting for limit in store.limits.read_all()):
+            while runtime.journal.live or any(
+                limit.active_slots or limit.waiting for limit in (limit_of(store, tag) for tag in LIMITS)
+            ):
                 await anyio.sleep(0.001)
             while runtime.services.abandoned:
                 await anyio.sleep(0.001)
@@ -209,7 +212,7 @@ async def run_graph(seed: int) -> None:
 
 async def test_a_run_whose_parent_has_ended_still_borrows_the_slot_under_which_its_flow_waits():
     store = MemoryStore()
-    store.limits.set("one", 1)
+    store.limits.set("tag:one", 1)
     may_end = anyio.Event()
 
     @task(tags=["one"])

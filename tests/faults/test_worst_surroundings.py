@@ -13,7 +13,7 @@ import pytest
 
 from asynctask import task
 from asynctask.errors import CrashedRun, OptionError, RuntimeClosedError, RuntimeInUseError
-from testkit import fresh
+from testkit import fresh, limit_of
 
 HOOKS = ("on_running", "on_completion", "on_failure", "on_cancellation", "on_crashed")
 
@@ -229,7 +229,7 @@ def test_ten_thousand_submits_at_once_on_threads() -> None:
 
 async def test_ten_thousand_runs_under_one_limit() -> None:
     async with fresh() as rt:
-        rt.limits.set("few", 3)
+        rt.limits.set("tag:few", 3)
         inside = peak = 0
 
         @task(tags=["few"])
@@ -243,7 +243,7 @@ async def test_ten_thousand_runs_under_one_limit() -> None:
 
         assert sum(await body.map(range(MANY))) == sum(range(MANY))
         assert peak == 3
-        assert rt.limits.read("few").active_slots == []
+        assert limit_of(rt, "few").active_slots == []
 
 
 def in_fifty_threads(work: Callable[[int], None]) -> list[BaseException]:

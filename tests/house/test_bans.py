@@ -27,7 +27,7 @@ BANS = (
     Ban(r"asyncio(\.tasks)?\.wait_for", "", "it loses cancellations on 3.11; use a timeout of waiting.py"),
     Ban(
         r"(.*\.)?(create_task|ensure_future)",
-        "loops stores/database stores/desk stores/recorder",
+        "loops stores/database stores/desk stores/recorder stores/slots_table stores/sqlite",
         "spawn through loops.py, which keeps a strong reference",
     ),
     Ban(r"uuid\.uuid[1345]", "clocks", "ids come from clocks.py; a uuid4 takes 2.7 us"),

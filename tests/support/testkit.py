@@ -1,14 +1,18 @@
 """What several test files use, imported by name (`pythonpath` in pyproject.toml): tests cannot import each other."""
 
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import anyio
 
 from asynctask import Runtime, State, get_client
+from asynctask.limit_records import ConcurrencyLimit, of_tag
+from asynctask.limit_views import shown
 from asynctask.runs import Run
 from asynctask.stores.base import Store
 from asynctask.stores.memory import MemoryStore
@@ -38,6 +42,17 @@ async def set_limit(tag: str, limit: int) -> None:
     """Create or change the limit of a tag in the current runtime's store."""
     async with get_client() as client:
         await client.create_concurrency_limit(tag, limit)
+
+
+def most_at_once(stays: Iterable[tuple[int, int]]) -> int:
+    """How many of these stays, each from an entry to an exit, overlap at most; one may begin where another ends."""
+    changes = sorted(change for entry, exit in stays for change in ((entry, 1), (exit, -1)))
+    return max(accumulate((step for _, step in changes), initial=0))
+
+
+def limit_of(owner: Runtime | Store, tag: str) -> ConcurrencyLimit:
+    """The limit of a tag as it is in this process now."""
+    return of_tag(shown(owner.limits, f"tag:{tag}", time.time()))
 
 
 class Inside:

@@ -1,0 +1,274 @@
+"""Lines of limits: who holds slots, who waits for some, and who may lend to whom.
+
+1. A line is first come, first served. Who needs slots of several lines waits in all of them, and takes all at once.
+2. While a holder waits for its own descendants, its slot may be lent to one of them at a time. Who called a waiting
+   run waits as well. A run whose result others wait for, having its cache key, counts as a descendant of what is above
+   those as well.
+3. A slot that a block took (`concurrency`) is lent only while the code of that block waits, not other code beside it.
+4. Nothing here locks: `limits` does, around all of it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+import msgspec
+
+from .limit_records import TAG
+from .runs import Run
+
+#: More slots than anybody takes: the share of a process that shares with nobody.
+ALL = 2**62
+
+
+class Guest(msgspec.Struct, eq=False, frozen=True):
+    """Code outside runs that holds slots or waits for them; what is asked of runs has an answer here as well."""
+
+    name: str
+    number: int = 0
+    parent: None = None
+    flow: None = None
+    followers: None = None
+    is_submitted: bool = False
+    is_settled: bool = False
+    slots: None = None
+    guards: None = None
+    awaits: None = None
+
+
+Holder: TypeAlias = "Run | Guest"
+
+
+class Wait(msgspec.Struct, eq=False):
+    """What a run's body waits for."""
+
+    #: A run; slots; what gives groups, of each of which somebody must go on; None: what may end by itself.
+    target: Run | Slots | Callable[[], Iterable[Iterable[Any]]] | None
+    #: The run that waits; those who called it have this wait as well.
+    run: Run
+    #: In which task or thread.
+    strand: object = None
+    #: What it waits for, for people, where `target` does not tell.
+    text: str = ""
+
+
+class Slots(msgspec.Struct, eq=False):
+    """What one run or block holds, or waits for: a place in the line of each of its limits."""
+
+    table: Any
+    run: Holder
+    lines: Sequence[Line]
+    #: Of each line.
+    count: int = 1
+    #: When it came into its lines, and when it got what it came for: monotonic seconds.
+    came: float = 0.0
+    since: float = 0.0
+    #: The task or thread of a block (`concurrency`); None for the slots of a run's tags.
+    strand: object = None
+    wake: Callable[[], None] | None = None
+    granted: bool = False
+    #: Whether what decays was paid for, and from when on it can be had.
+    is_paid: bool = False
+    due: float | None = None
+    #: Why it will never be granted: a limit was set to less than it wants.
+    refused: Exception | None = None
+    #: By line: the holder whose slots this one uses, where it has none of its own.
+    lender: dict[Line, Slots] | None = None
+    #: By line: the descendant that uses this holder's slots at present.
+    lent_to: dict[Line, Slots] | None = None
+    #: The runs above it, by their numbers, under which it stands in `Line.near`.
+    above: Sequence[int] = ()
+
+    def __str__(self) -> str:
+        """Why these slots are not granted, for people."""
+        return str(self.table.describe(self))
+
+    @property
+    def is_decided(self) -> bool:
+        return self.granted or self.refused is not None
+
+
+class Line:
+    """One limit: who holds its slots in this process, and who waits here, in order."""
+
+    __slots__ = (
+        "decay", "foreign", "full", "holders", "is_active", "name", "near", "published", "refund", "resets", "share",
+        "size", "turns", "used", "waiting",
+    )  # fmt: skip
+
+    def __init__(self, name: str, size: int, *, decay: float = 0.0, is_active: bool = True, share: int = ALL) -> None:
+        self.name = name
+        self.size = size
+        #: Slots that come back by themselves in a second.
+        self.decay = decay
+        self.is_active = is_active
+        #: When all slots are back, where they decay: monotonic seconds; see `rates`.
+        self.full = 0.0
+        #: Seconds by which it will be full earlier, of which the store does not know yet.
+        self.refund = 0.0
+        #: How many of the slots this process may give to its runs.
+        self.share = share
+        #: Slots in use, of this process.
+        self.used = 0
+        self.holders: dict[Slots, None] = {}
+        # An OrderedDict, because finding the first entry of a plain dict gets slower with each one deleted before it.
+        self.waiting: OrderedDict[Slots, None] = OrderedDict()
+        #: Those who wait, by the numbers of the runs above them, who may have something to lend.
+        self.near: dict[int, OrderedDict[Slots, None]] = {}
+        #: Since when another process waits for what we may have to spare; monotonic seconds.
+        self.foreign: float | None = None
+        #: What the store was last told: how many more are wanted. And how often slots were taken, to tell idleness.
+        self.published = 0
+        self.turns = 0
+        self.resets = 0
+
+    @property
+    def shown(self) -> str:
+        """For people: `tag "db"`, or `limit "api"`."""
+        if self.name.startswith(TAG):
+            return f'tag "{self.name[len(TAG) :]}"'
+        return f'limit "{self.name}"'
+
+    def has_room(self, slots: Slots) -> bool:
+        """Whether `slots`, the first in this line, could be given what it wants of it."""
+        if not self.is_active:
+            return True
+        if self.decay:
+            return slots.is_paid
+        if self.foreign is not None and self.foreign < slots.came:
+            return False
+        return self.used + slots.count <= self.size and self.used + slots.count <= self.share
+
+    def enter(self, slots: Slots) -> None:
+        self.waiting[slots] = None
+        for number in slots.above:
+            self.near.setdefault(number, OrderedDict())[slots] = None
+
+    def leave(self, slots: Slots) -> bool:
+        """Wait no longer; whether it did."""
+        if slots not in self.waiting:
+            return False
+        del self.waiting[slots]
+        for number in slots.above:
+            beside = self.near[number]
+            beside.pop(slots, None)
+            if not beside:
+                del self.near[number]
+        return True
+
+    def hold(self, slots: Slots) -> None:
+        self.turns += 1
+        if not self.decay:
+            self.holders[slots] = None
+            self.used += slots.count
+
+    def drop(self, slots: Slots) -> bool:
+        """Hold nothing of this line any more; whether it did."""
+        if slots not in self.holders:
+            return False
+        del self.holders[slots]
+        self.used -= slots.count
+        return True
+
+    def wanted(self) -> int:
+        """Slots that those who wait here could use, as far as the limit goes; at least what the first one wants."""
+        most = self.size if self.decay else self.size - self.used
+        count = 0
+        for slots in self.waiting:
+            if count and count + slots.count > most:
+                break
+            count += slots.count
+        return count
+
+
+# -- lending ------------------------------------------------------------------------------------------------------
+
+
+def above(run: Holder) -> Iterator[tuple[Run, Holder, bool]]:
+    """The runs above `run`, the nearest first, each with the one below it through which it is; see rule 2.
+
+    And whether that is the first one of a way upwards: there is one from `run`, and one from each who follows.
+    """
+    asked: set[int] = set()
+    to_ask: list[Holder] = [run]
+    while to_ask:
+        below = to_ask.pop()
+        ancestor = below.parent
+        is_first = True
+        while True:
+            if below.followers:
+                followers = [seat.run for seat in tuple(below.followers)]
+                to_ask += [one for one in followers if one.number not in asked]
+                asked.update(one.number for one in followers)
+            if ancestor is None:
+                break
+            yield ancestor, below, is_first
+            is_first = False
+            # A settled run has let go of those above it; the flow that owns the run below it is among them, and waits.
+            below, ancestor = ancestor, below.flow if ancestor.is_settled else ancestor.parent
+
+
+def held_in(run: Run, line: Line) -> Slots | None:
+    """What a run has of a line, its own or lent."""
+    slots: Slots | None = run.slots  # read once: it may be giving them back
+    if slots is not None and slots.granted and line in slots.lines:
+        return slots
+    for guard in run.guards or ():
+        if guard.granted and line in guard.lines:
+            return guard  # type: ignore[no-any-return]
+    return None
+
+
+def lender_of(slots: Slots, line: Line) -> Slots | None:
+    """The nearest run above that has slots of this line, if it may lend them: it waits, and has lent them to nobody."""
+    is_blocked = False
+    for ancestor, below, is_first in above(slots.run):
+        is_blocked = is_blocked and not is_first
+        held = None if is_blocked else held_in(ancestor, line)
+        if held is None:
+            continue
+        if (held.lent_to is None or line not in held.lent_to) and held.count >= slots.count and _waits(held, below):
+            return held
+        is_blocked = True  # what is nearer has slots, and lends none
+    return None
+
+
+def _waits(held: Slots, below: Holder) -> bool:
+    """Whether what holds these slots waits for its child `below`: called in line, or waited for through a future."""
+    awaits = held.run.awaits or ()
+    if held.strand is not None:
+        return any(wait.strand == held.strand for wait in awaits)
+    return bool(awaits) or not below.is_submitted
+
+
+def lend(lender: Slots, line: Line, borrower: Slots) -> None:
+    if lender.lent_to is None:
+        lender.lent_to = {}
+    if borrower.lender is None:
+        borrower.lender = {}
+    lender.lent_to[line] = borrower
+    borrower.lender[line] = lender
+
+
+def give_up(slots: Slots, line: Line) -> bool:
+    """`slots` has nothing of `line` any more: what it lent passes to the borrower, with whatever stood behind it.
+
+    Whether a loan came back by that, or passed on.
+    """
+    borrower = None if slots.lent_to is None else slots.lent_to.pop(line, None)
+    lender = None if slots.lender is None else slots.lender.pop(line, None)
+    if lender is not None:
+        assert lender.lent_to is not None
+        del lender.lent_to[line]
+    had = line.drop(slots)
+    if borrower is not None:
+        assert borrower.lender is not None
+        del borrower.lender[line]
+        if lender is not None:
+            lend(lender, line, borrower)
+        elif had:
+            line.holders[borrower] = None
+            line.used += borrower.count
+    return borrower is not None or lender is not None

@@ -1,0 +1,410 @@
+"""The slots of limits in a database that several processes share: what this process has of them, and how it gets more.
+
+1. A row for each limit and process says how many slots the process has and hands out itself, and how many more it
+   wants, since when. What is in use is counted from the rows; a process never uses more than its row says.
+2. A process changes only its own rows, in a transaction that reads the others' (`settle`). It gives up before the row
+   is written, and takes after: whatever fails between the two, no slot is given twice.
+3. Whoever makes room, or comes to want some, rings those whom it concerns (`bells`); nobody looks again and again.
+   Only who waits looks, twice a second, whether those who have slots are alive: the operating system tells (`guard`).
+4. What a process does not use it gives back at once when another one waits, and else after a second.
+5. When the store fails, who waits goes on waiting, which is told: no limit is exceeded. Who has a slot works on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from itertools import islice
+from typing import Any
+
+import aiosqlite
+import msgspec
+
+from .. import rates
+from ..errors import StoreError
+from ..limit_records import MOST_SHOWN, LimitRecord, SlotHolder
+from ..limit_views import people
+from ..limits import Limits, not_found
+from ..lines import Line, Slots
+from ..shares import Other, Share, comes_first, settled
+from . import bells, sql
+from .database import Database
+from .guard import is_alive
+
+logger = logging.getLogger("asynctask")
+
+#: Seconds between two looks at who is alive, for those who wait; of not using slots until they are given back; between
+#: two tries after a failure, and between two reports of one that lasts.
+LOOK, IDLE, AGAIN, REPORT_AGAIN = 0.5, 1.0, 0.5, 60.0
+#: Seconds for which somebody who looks waits for the others to tell who is in their lines, and between two looks.
+TELLING, PAUSE = 0.5, 0.01
+
+
+class People(msgspec.Struct, array_like=True):
+    """What a process tells of one line when it is asked."""
+
+    used: int
+    waiting: int
+    holders: list[SlotHolder]
+    line: list[SlotHolder]
+
+
+_encode = msgspec.json.encode
+_decode = msgspec.json.Decoder(People).decode
+
+
+class SlotsTable:
+    """The rows of this process, and the `Limits` that are filled from them. Only `need` is for other threads.
+
+    `appear` makes this process present and gives its name; `bury` ends what dead processes have left.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        folder: str,
+        *,
+        database: Callable[[], Database],
+        appear: Callable[[], Awaitable[str]],
+        bury: Callable[[aiosqlite.Connection, Sequence[str]], Awaitable[None]],
+        now: Callable[[], float],
+    ) -> None:
+        self._limits = limits
+        self._folder = folder
+        self._database = database
+        self._appear = appear
+        self._bury = bury
+        self._now = now
+        limits.on_need = self.need
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Nothing is shared yet, or any more."""
+        self._name: str | None = None
+        self._bell: bells.Bell | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._rung: asyncio.Event | None = None
+        self._is_rung = False
+        self._is_asked = False
+        #: Processes that had or wanted slots when we looked last.
+        self._others: set[str] = set()
+        self._wrote: dict[str, tuple[int, int, float]] = {}
+        #: When something that decays can be had; when an idle look is due, and how often slots had been taken then.
+        self._due: float | None = None
+        self._turns: dict[str, int] = {}
+        self._idle_at: float | None = None
+        self._failed_at: float | None = None
+
+    def begin_in_child(self) -> None:
+        """In a forked child: the bell is the parent's."""
+        if self._bell is not None:
+            self._bell.forget()
+        self.begin_anew()
+
+    # -- in any thread ------------------------------------------------------------------------------------------------
+
+    def need(self) -> None:
+        """There is something to settle with the other processes."""
+        if self._is_rung:
+            return
+        self._is_rung = True
+        loop, rung = self._loop, self._rung
+        if loop is not None and rung is not None:
+            try:
+                loop.call_soon_threadsafe(rung.set)
+            except RuntimeError:  # the desk has closed in this moment
+                return
+
+    # -- at the desk --------------------------------------------------------------------------------------------------
+
+    async def run(self, closing: asyncio.Event) -> None:
+        """Settle when there is need, until `closing` is set."""
+        self._loop = asyncio.get_running_loop()
+        rung = self._rung = asyncio.Event()
+        stopper = asyncio.ensure_future(_ring_when(closing, rung))
+        if self._is_rung:
+            rung.set()
+        try:
+            while not closing.is_set():
+                pause = self._pause()
+                alarm = None if pause is None else self._loop.call_later(pause, rung.set)
+                await rung.wait()
+                if alarm is not None:
+                    alarm.cancel()
+                rung.clear()
+                if closing.is_set():
+                    break
+                try:
+                    await self.settle()
+                except Exception as error:  # deliberate: told, and tried again; who waits goes on waiting
+                    self._failed(error)
+        finally:
+            stopper.cancel()
+            self._loop = self._rung = None
+
+    def show(self, name: str) -> None:
+        """This process is present under `name` from now on."""
+        self.hide()
+        self._name = name
+        self._wrote.clear()
+        bell = self._bell = bells.Bell(self._folder, name, self._heard)
+        descriptor = bell.fileno()
+        if descriptor is not None and self._loop is not None:
+            self._loop.add_reader(descriptor, bell.heard)
+
+    def hide(self) -> None:
+        bell, self._bell = self._bell, None
+        if bell is None:
+            return
+        descriptor = bell.fileno()
+        if descriptor is not None and self._loop is not None:
+            self._loop.remove_reader(descriptor)
+        bell.close()
+
+    async def leave(self, writer: aiosqlite.Connection, name: str) -> list[str]:
+        """Give everything back; those who are to be rung afterwards."""
+        with self._limits.lock:
+            for line in self._limits.lines.values():
+                line.share = line.published = 0
+                line.foreign = None
+        self._limits.is_known = False
+        await writer.execute("DELETE FROM slots WHERE process = ?", (name,))
+        rows = await writer.execute_fetchall("SELECT DISTINCT process FROM slots WHERE wanted > 0")
+        return [row[0] for row in rows]
+
+    def ring(self, names: Iterable[str], what: bytes = bells.LOOK) -> None:
+        for name in dict.fromkeys(names):
+            if name != self._name:
+                bells.ring(self._folder, name, what)
+
+    def _heard(self, what: bytes) -> None:
+        self._is_asked = self._is_asked or bells.TELL in what
+        if self._rung is not None:
+            self._rung.set()
+
+    def _pause(self) -> float | None:
+        """Seconds until there is something to do, if nobody rings; None if there never is."""
+        now = time.monotonic()
+        pauses: list[float] = []
+        if self._failed_at is not None:
+            return AGAIN
+        lines = list(self._limits.lines.values())
+        if any(line.published for line in lines):
+            pauses.append(LOOK if bells.HAS_PIPES else bells.LOOK_INSTEAD)
+        if any(line.share > line.used for line in lines):
+            self._idle_at = self._idle_at or now + IDLE
+            pauses.append(max(0.0, self._idle_at - now))
+            if not bells.HAS_PIPES:
+                pauses.append(bells.LOOK_INSTEAD)
+        if self._due is not None:
+            pauses.append(max(0.0, self._due - now))
+        return min(pauses, default=None)
+
+    async def settle(self) -> None:
+        """Give, take and tell, in one transaction."""
+        name = await self._appear()
+        self._is_rung = False
+        is_asked, self._is_asked = self._is_asked, False
+        dead: list[str] = []
+        if any(line.published for line in list(self._limits.lines.values())):
+            dead = [one for one in self._others if not is_alive(self._folder, one)]
+        paid: list[Slots] = []
+        try:
+            async with self._database().writing() as writer:
+                if dead:
+                    await self._bury(writer, dead)
+                await self.load(writer)
+                rows = await writer.execute_fetchall(sql.READ_SLOTS)
+                others: dict[str, list[Other]] = {}
+                for row in rows:
+                    if row[1] != name:
+                        others.setdefault(row[0], []).append(Other(row[1], row[2], row[3], row[4]))
+                with self._limits.lock:
+                    shares, to_tell = self._plan(name, others, paid)
+                await self._write(writer, name, shares)
+                if is_asked:
+                    await self._tell(writer, name)
+        except BaseException:
+            for slots in paid:
+                slots.is_paid = False
+            raise
+        self._others = {one.process for several in others.values() for one in several}
+        self._failed_at = None
+        with self._limits.lock:
+            for line, share in shares.items():
+                line.share, line.published, line.foreign = share.held, share.wanted, share.foreign
+                to_tell.update(dict.fromkeys(share.to_tell))
+        self._limits.grant_all(shares)
+        self.ring(to_tell)
+
+    def _plan(
+        self, name: str, others: dict[str, list[Other]], paid: list[Slots]
+    ) -> tuple[dict[Line, Share], dict[str, None]]:
+        """What each line is to have. What is to be given up is not handed out from here on."""
+        shares: dict[Line, Share] = {}
+        to_tell: dict[str, None] = {}
+        is_idle = self._is_idle()
+        self._due = None
+        for line in self._limits.lines.values():
+            there = others.get(line.name, [])
+            if not line.decay:
+                share = settled(line, there, name, is_idle=is_idle and self._turns.get(line.name) == line.turns)
+                line.share = min(line.share, share.held)
+                shares[line] = share
+        for line in self._limits.lines.values():
+            there = others.get(line.name, [])
+            if line.decay:
+                if comes_first(line, there, name):
+                    self._pay(line, paid)
+                left = [slots for slots in islice(line.waiting, line.size) if not slots.is_paid]
+                wanted = sum(slots.count for slots in left)
+                shares[line] = Share(0, wanted, left[0].came if left else 0.0, None, [])
+                if self._wrote.get(line.name, (0, 0, 0.0))[1:] != (wanted, shares[line].since):
+                    waiting = [one for one in there if one.wanted]
+                    to_tell.update(dict.fromkeys(one.process for one in sorted(waiting, key=_by_since)[:1]))
+        self._turns = {line.name: line.turns for line in self._limits.lines.values()}
+        return shares, to_tell
+
+    def _is_idle(self) -> bool:
+        """Whether it is time to give back what was not used since the last time."""
+        now = time.monotonic()
+        if self._idle_at is None or now < self._idle_at:
+            return False
+        self._idle_at = None
+        return True
+
+    def _pay(self, line: Line, paid: list[Slots]) -> None:
+        """Take what decays for those of ours whose turn and time it is, in the order of the line."""
+        now = time.monotonic()
+        for slots in list(islice(line.waiting, 1_000)):
+            if slots.is_paid:
+                continue
+            decaying = [one for one in slots.lines if one.decay]
+            if not all(_is_next(slots, one) for one in slots.lines):
+                return
+            due = max(rates.due(one.full, slots.count, one.size, one.decay) for one in decaying)
+            if due > now:
+                self._due = due if self._due is None else min(self._due, due)
+                return
+            for one in decaying:
+                came = max(slots.came, due)
+                one.full = rates.full_after(one.full, slots.count, one.size, one.decay, came=came, now=now)
+            slots.is_paid = True
+            paid.append(slots)
+
+    async def _write(self, writer: aiosqlite.Connection, name: str, shares: dict[Line, Share]) -> None:
+        """Our rows, as far as they have changed, and what decays."""
+        for line, share in shares.items():
+            row = (share.held, share.wanted, share.since)
+            if self._wrote.get(line.name, (0, 0, 0.0)) != row:
+                await writer.execute(sql.WRITE_SLOTS, (sql.clean(line.name), name, *row))
+            if line.decay:
+                await writer.execute("UPDATE limits SET full_at = ? WHERE name = ?", (line.full, sql.clean(line.name)))
+                line.refund = 0.0
+            self._wrote[line.name] = row
+
+    async def load(self, writer: aiosqlite.Connection) -> None:
+        """The limits as they are now."""
+        now = time.monotonic()
+        known = dict(self._limits.lines)
+        for name, size, decay, is_active, resets, full_at in await writer.execute_fetchall(sql.READ_LIMITS):
+            line = known.pop(name, None)
+            if line is None or (line.size, line.decay, line.is_active) != (size, decay, bool(is_active)):
+                self._limits.set(name, size, decay=decay, is_active=bool(is_active))
+            elif line.resets != resets:
+                line.share = 0
+                self._limits.reset(name)
+            line = self._limits.lines[name]
+            line.resets = resets
+            # Later than that it cannot be, but for a machine that was started anew.
+            line.full = min(full_at, now + size / decay) - line.refund if decay else 0.0
+        for name in known:
+            self._limits.delete(name)
+        self._limits.is_known = True
+
+    async def change(self, changes: Sequence[tuple[str, tuple[Any, ...]]]) -> None:
+        """Change limits, here and in every other process; no rows changed by the first one: `ObjectNotFound`."""
+        await self._appear()
+        async with self._database().writing() as writer:
+            for place, (text, values) in enumerate(changes):
+                cursor = await writer.execute(text, values)
+                if place == 0 and not cursor.rowcount:
+                    raise not_found(values[-1])
+            names = [row[0] for row in await writer.execute_fetchall("SELECT name FROM processes")]
+        self.ring(names)
+        await self.settle()
+
+    # -- looking ------------------------------------------------------------------------------------------------------
+
+    async def read(self, names: Sequence[str] | None) -> list[LimitRecord]:
+        """These limits (None: all) with their lines, over all processes. Raises `ObjectNotFound`."""
+        database = self._database()
+        limits = await database.read(f"{sql.READ_LIMITS} ORDER BY name")
+        found = {row[0]: row for row in limits}
+        for name in names or ():
+            if sql.clean(name) not in found:
+                raise not_found(name)
+        asked = time.monotonic()
+        others = {row[0] for row in await database.read("SELECT DISTINCT process FROM slots WHERE held + wanted > 0")}
+        alive = [one for one in others if one != self._name and is_alive(self._folder, one)]
+        self.ring(alive, bells.TELL)
+        while True:
+            rows = await database.read(sql.READ_PEOPLE)
+            late = {row[1] for row in rows if row[1] in alive and row[3] + row[4] > 0 and row[5] < asked}
+            if not late or time.monotonic() > asked + TELLING:
+                break
+            await asyncio.sleep(PAUSE)
+        wanted = list(found) if names is None else [sql.clean(name) for name in names]
+        rows = [row for row in rows if row[1] in alive]
+        return [self._record(found[name], [row for row in rows if row[0] == name]) for name in wanted]
+
+    def _record(self, row: Sequence[Any], rows: Iterable[Sequence[Any]]) -> LimitRecord:
+        name, size, decay, is_active, _, full_at = row
+        told = [_decode(one[6]) for one in rows if one[6]]
+        with self._limits.lock:
+            line = self._limits.lines.get(name)
+            if line is not None and self._name is not None:
+                told.append(self._people(line))
+        now = time.monotonic()
+        return LimitRecord(
+            name=name, limit=size, slot_decay_per_second=decay, active=bool(is_active),
+            in_use=rates.in_use(full_at, size, decay, now) if decay else sum(one.used for one in told),
+            waiting=sum(one.waiting for one in told),
+            holders=sorted((one for some in told for one in some.holders), key=lambda one: one.since),
+            line=sorted((one for some in told for one in some.line), key=lambda one: one.since)[:MOST_SHOWN],
+        )  # fmt: skip
+
+    def _people(self, line: Line) -> People:
+        offset = self._now() - time.monotonic()
+        holders = people(islice(line.holders, MOST_SHOWN), offset)
+        return People(line.used, len(line.waiting), holders, people(islice(line.waiting, MOST_SHOWN), offset))
+
+    async def _tell(self, writer: aiosqlite.Connection, name: str) -> None:
+        for line in list(self._limits.lines.values()):
+            with self._limits.lock:
+                text = _encode(self._people(line)).decode()
+            await writer.execute(sql.TELL_PEOPLE, (time.monotonic(), text, sql.clean(line.name), name))
+
+    def _failed(self, error: Exception) -> None:
+        now = time.monotonic()
+        if self._failed_at is None or now - self._failed_at > REPORT_AGAIN:
+            self._failed_at = now
+            what = error if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"
+            logger.error("Slots of limits cannot be shared: %s. Who waits for one goes on waiting", what)
+
+
+def _is_next(slots: Slots, line: Line) -> bool:
+    """Whether `slots` is the first in a line, but for those that have paid; and has room there, if it needs some."""
+    first = next((one for one in line.waiting if not one.is_paid), None)
+    return first is slots and (line.decay > 0 or line.has_room(slots))
+
+
+def _by_since(one: Other) -> tuple[float, str]:
+    return one.since, one.process
+
+
+async def _ring_when(closing: asyncio.Event, bell: asyncio.Event) -> None:
+    await closing.wait()
+    bell.set()
