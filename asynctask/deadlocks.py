@@ -135,9 +135,10 @@ def _drawn(wait: Wait, going: set[Node]) -> str:
         node = next(group[0] for group in groups if not _some(group, going.__contains__))
     ring = path[places[node] :]
     lines = [f"run {wait.run.name!r} would wait for ever for {_words(wait.run, wait)}:"]
-    for depth, (one, waits) in enumerate([*ring, ring[0]]):
-        run = _run_of(one)
-        text = run.name if depth == len(ring) else f"{run.name}, which {_held_by(run)}, waits for {_words(one, waits)}"
+    for depth, (waiter, waits) in enumerate([*ring, ring[0]]):
+        run = _run_of(waiter)
+        text = f"{run.name}, which {_held_by(run)}, waits for {_words(waiter, waits)}"
+        text = text if depth < len(ring) else run.name
         lines.append(f"  {'    ' * (depth - 1)}└─► {text}" if depth else f"  {text}")
     return "\n".join(lines)
 
