@@ -15,10 +15,12 @@ from typing import Any, Literal, Self, TypeVar, Unpack, overload
 from uuid import UUID
 
 from .blocking import drive
+from .clocks import Clock
 from .errors import MissingResult, ObjectNotFound, OptionError
 from .filters import Filters, after, how_many, id_of, run_filter
 from .late import late
 from .limit_records import TAG, ConcurrencyLimit, GlobalConcurrencyLimit, of_name, of_tag
+from .limit_views import AWAITING, as_of_now
 from .loops import blocking
 from .records import LogEntry, TaskRun
 from .redact import shown
@@ -31,6 +33,8 @@ T = TypeVar("T")
 
 #: The largest limit.
 MOST = 2**31 - 1
+#: The longest name of a limit: it stands whole in lists and messages, and databases keep it uncut.
+LONGEST_NAME = 1000
 #: What of a global limit can be changed.
 CHANGES = ("limit", "slot_decay_per_second", "active")
 
@@ -116,7 +120,7 @@ class Client:
 
     async def read_task_run(self, task_run_id: UUID | str) -> TaskRun:
         """One run. Raises `ObjectNotFound`."""
-        return await self._store.read_run(id_of(task_run_id))
+        return (await self._as_of_now([await self._store.read_run(id_of(task_run_id))]))[0]
 
     async def read_task_runs(
         self, *, limit: int = 200, cursor: UUID | str | None = None, **filters: Unpack[Filters]
@@ -126,7 +130,8 @@ class Client:
         Raises `OptionError` for a filter that could fit nothing.
         """
         which = run_filter("read_task_runs", False, filters)
-        return await self._store.read_runs(which, how_many("read_task_runs", limit), after(cursor))
+        found = await self._store.read_runs(which, how_many("read_task_runs", limit), after(cursor))
+        return await self._as_of_now(found)
 
     async def count_task_runs(self, **filters: Unpack[Filters]) -> int:
         """How many task runs fit all filters."""
@@ -135,6 +140,11 @@ class Client:
     async def read_task_run_states(self, task_run_id: UUID | str) -> list[State]:
         """The whole history of a run. Raises `ObjectNotFound`."""
         return list(await self._store.read_run_states(id_of(task_run_id)))
+
+    async def _as_of_now(self, runs: list[TaskRun]) -> list[TaskRun]:
+        if not any(run.state_name == AWAITING for run in runs):
+            return runs
+        return as_of_now(runs, await self._store.read_limits(), Clock().now())
 
     async def read_flow_run(self, flow_run_id: UUID | str) -> TaskRun:
         """One flow run. Raises `ObjectNotFound`, also for the run of a task."""
@@ -332,7 +342,7 @@ def _tag(tag: object) -> str:
     """The name that a tag's limit has in the store (rule 1)."""
     if not isinstance(tag, str) or not tag:
         raise OptionError(f"a concurrency limit needs a tag, a string that is not empty, not {shown(tag)}")
-    return TAG + tag
+    return _kept_whole(TAG + tag)
 
 
 def _name(name: object) -> str:
@@ -344,6 +354,17 @@ def _name(name: object) -> str:
             f"a global concurrency limit cannot be named {shown(name)}, which is the limit of the tag {shown(tag)}: "
             f"use create_concurrency_limit({shown(tag)}, ...) and the other methods for tags"
         )
+    return _kept_whole(name)
+
+
+def _kept_whole(name: str) -> str:
+    """A name that no database alters: the limit would be another's, and hold for nothing."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise OptionError(f"a limit cannot be named {shown(name)}: half of a surrogate pair is no text") from error
+    if "\0" in name or len(name) > LONGEST_NAME:
+        raise OptionError(f"a limit cannot be named {shown(name)}: at most {LONGEST_NAME} characters, and no NUL")
     return name
 
 

@@ -68,6 +68,9 @@ def _waits_of(node: Node) -> list[Wait]:
     if isinstance(run, Guest) or run.is_settled or run.cancel_reason is not None:
         return []
     waits: list[Wait] = run.awaits or []
+    blocker = run.blocker
+    if isinstance(blocker, Slots) and not any(one.target is blocker for one in waits):
+        waits = [*waits, Wait(blocker, run)]  # see `Limits.begin_wait_for_slots`
     return [one for one in waits if one.strand == node.strand] if isinstance(node, Slots) else waits
 
 
@@ -155,7 +158,7 @@ def _words(node: Node, wait: Wait) -> str:
     if isinstance(target, Run):
         text = f"the result of {target.name}"
     elif isinstance(target, Slots):
-        text = " and ".join(f"a slot of {line.shown}" for line in target.lines if target in line.waiting)
+        text = " and ".join(line.text for line in target.lines if target in line.waiting)
     return text if wait.run is _run_of(node) else f"its call of {wait.run.name}, and that for {text}"
 
 

@@ -329,14 +329,14 @@ async def slots_taken(run: Run, port: Port) -> Slots | None:
         return None
     try:
         if not slots.granted:
-            names = " and ".join(line.shown for line in slots.lines)
-            run.enter(SCHEDULED, "AwaitingConcurrencySlot", f"waits for a slot of {names}")
+            run.enter(SCHEDULED, "AwaitingConcurrencySlot", slots.text())
             run.blocker = slots
-            lent = limits.begin_wait(run, slots)
+            lent = limits.begin_wait_for_slots(slots)
             try:
                 await port.until_granted(slots)
             finally:
-                limits.end_wait(lent)
+                if lent is not None:
+                    limits.end_wait(lent)
             run.blocker = None
             if slots.refused is not None:
                 raise slots.refused
@@ -353,7 +353,7 @@ def give_slots(run: Run, slots: Slots, port: Port) -> None:
     An interrupted body that is still in its thread keeps them until it leaves: what the limit guards is in use.
     """
     limits = port.services.limits
-    for body in list(port.services.abandoned):
+    for body in list(port.services.abandoned) if port.services.abandoned else ():
         if body.slots is slots and body.when_left(lambda: limits.give(slots)):
             return  # `run.slots` stays as well: what the body still calls in that thread may borrow them
     run.slots = None

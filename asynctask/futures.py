@@ -412,9 +412,9 @@ class _Arrivals(Generic[R]):
         for future, arrive in list(self._registered.items()):
             future.run.when_settled(arrive)
 
-    def awaited(self) -> list[Iterable[Run]]:
+    def awaited(self) -> tuple[Iterable[Run]]:
         """One of these runs is to end."""
-        return [(future.run for future in self._registered)]
+        return ((future.run for future in self._registered),)
 
     def _arrival(self, future: TaskFuture[R]) -> Callable[[], None]:
         def arrive() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -11,6 +12,8 @@ import msgspec
 TAG = "tag:"
 #: Holders, and those who wait, that one process tells of at most.
 MOST_SHOWN = 100
+#: Holders that are named where there is one line of text for them.
+NAMED = 3
 
 
 class SlotHolder(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,3 +98,15 @@ def of_name(record: LimitRecord) -> GlobalConcurrencyLimit:
         holders=record.holders,
         line=record.line,
     )
+
+
+def place_in_line(shown: str, place: int | None, held: Sequence[str], used: int) -> str:
+    """`tag "db", third in line, held by Y for 12 s`; `place` is None for those far behind."""
+    words = ("first", "second", "third")
+    if place is None:
+        text = f"{shown}, more than {MOST_SHOWN} are before it in line"
+    else:
+        text = f"{shown}, {words[place - 1] if place <= len(words) else f'number {place}'} in line"
+    if held:
+        text += f", held by {', '.join(held)}"
+    return text + (f" and {used - len(held)} more" if held and used > len(held) else "")

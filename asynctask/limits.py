@@ -17,7 +17,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
 from typing import Any, NamedTuple
 
 from . import deadlocks, rates
@@ -175,24 +174,28 @@ class Limits:
             return False
         if slots.run.parent is not None or slots.run.followers:
             slots.above = list(dict.fromkeys(one.number for one, _, _ in above(slots.run)))
+        may_pay = False
         for line in slots.lines:
             line.enter(slots)
-        return not self._grant(slots) and any(_is_short(line) for line in slots.lines)
+            may_pay = may_pay or line.decay > 0
+        if (slots.above or may_pay) and self._grant(slots):
+            return False
+        return self.on_need is not None and any(line.is_short() for line in slots.lines)
 
     def when_granted(self, slots: Slots, wake: Callable[[], None]) -> None:
         """Call `wake` once the slots are granted or refused, in the thread that does it; at once if they are.
 
         Or when it is another time at which they can be had; see `seconds_until_due`.
         """
-        with self.lock:
-            decided = slots.is_decided
-            slots.wake = wake
-        if decided:
+        slots.wake = wake  # without the lock: who grants them does so before it looks whom to wake
+        if slots.granted or slots.refused is not None:
             wake()
 
     def seconds_until_due(self, slots: Slots) -> float | None:
         """In how many seconds it is time to `look_again`; None while nobody can tell."""
-        return None if slots.due is None or slots.is_decided else max(0.0, slots.due - self.monotonic())
+        if slots.due is None or slots.is_decided:
+            return None
+        return max(0.0, slots.due - self.monotonic())
 
     def look_again(self, slots: Slots) -> None:
         """Its time has come, perhaps."""
@@ -204,38 +207,42 @@ class Limits:
         """Give back what was taken, or leave the line; the next in line is woken before this returns."""
         is_in_need = False
         with self.lock:
-            lines = slots.lines
-            loans: list[Line] = []
-            for line in lines:
-                if line.leave(slots):
-                    continue
-                if slots.lender is None and slots.lent_to is None:
-                    line.drop(slots)
-                elif give_up(slots, line):  # only that can make room for a borrower further back in a line
-                    loans.append(line)
-                if line.decay and slots.is_paid:  # what has not come back by itself
-                    line.full -= slots.count / line.decay
-                    line.refund += slots.count / line.decay
-                is_in_need = self._sets_aside(line) or is_in_need
-            slots.granted = False
-            _leave_run(slots)
-            granted = self._grant_waiting(lines)
-            for line in loans:
-                for ancestor, _, _ in above(slots.run):
-                    self._lend_from(ancestor, line, granted)
-        _wake(granted)
+            line = slots.lines[0]
+            is_plain = len(slots.lines) == 1 and line.foreign is None and slots.strand is None
+            is_plain = is_plain and slots.lender is None and slots.lent_to is None
+            if is_plain and line.drop(slots):  # a slot of a tag that nobody lent or waits for elsewhere, as a rule
+                slots.granted = False
+                granted = self._grant_waiting(slots.lines) if line.waiting else []
+            else:
+                granted, is_in_need = self._give_all(slots)
+        if granted:
+            _wake(granted)
         if is_in_need and self.on_need is not None:
             self.on_need()
 
-    def _sets_aside(self, line: Line) -> bool:
-        """Whether a slot that was given back is for another process, which has waited for longer than anybody here."""
-        foreign = line.foreign
-        if foreign is None:
-            return False
-        if line.waiting and next(iter(line.waiting)).came < foreign:
-            return False
-        line.share = line.used
-        return True
+    def _give_all(self, slots: Slots) -> tuple[list[Slots], bool]:
+        """The same; and whether other processes are to be told."""
+        is_in_need = False
+        loans: list[Line] = []
+        for line in slots.lines:
+            if line.leave(slots):
+                continue
+            if slots.lender is None and slots.lent_to is None:
+                line.drop(slots)
+            elif give_up(slots, line):  # only that can make room for a borrower further back in a line
+                loans.append(line)
+            if line.decay and slots.is_paid:  # what has not come back by itself
+                line.full -= slots.count / line.decay
+                line.refund += slots.count / line.decay
+                is_in_need = True
+            is_in_need = line.sets_aside() or is_in_need
+        slots.granted = False
+        _leave_run(slots)
+        granted = self._grant_waiting(slots.lines)
+        for line in loans:
+            for ancestor, _, _ in above(slots.run):
+                self._lend_from(ancestor, line, granted)
+        return granted, is_in_need
 
     # -- waiting ------------------------------------------------------------------------------------------------------
 
@@ -250,6 +257,8 @@ class Limits:
         granted: list[Slots] = []
         wait = Wait(target, run, None, text)
         with self.lock:
+            if isinstance(target, Run):
+                target.is_awaited = True
             holds = is_awaited = False
             one: Run | None = run
             while one is not None:
@@ -261,8 +270,7 @@ class Limits:
                 if one.guards is not None and wait.strand is None:
                     wait.strand = self._strand()
                 holds = holds or one.slots is not None or one.guards is not None
-                is_awaited = is_awaited or bool(one.waiters) or bool(one.followers)
-                is_awaited = is_awaited or (one.flow is not None and bool(one.flow.awaits))
+                is_awaited = is_awaited or _is_awaited(one)
                 one = None if one.is_submitted else one.parent
             if holds:
                 for one in waiting:
@@ -277,6 +285,15 @@ class Limits:
                     raise
         _wake(granted)
         return Waiting(wait, waiting)
+
+    def begin_wait_for_slots(self, slots: Slots) -> Waiting | None:
+        """`slots.run` waits for them from here on; the same. None: `run.blocker` says enough of it."""
+        run = slots.run
+        if isinstance(run, Guest):
+            return None
+        if run.is_submitted and not _is_awaited(run):
+            return None
+        return self.begin_wait(run, slots)
 
     def begin_following(self, run: Run, seat: Any) -> Waiting:
         """The same where `run` waits for the result of a stranger, to whom those above it may lend from here on."""
@@ -370,44 +387,32 @@ class Limits:
         changed = list(lines)
         while changed:
             line = changed.pop()
-            while line.waiting and self._grant(head := next(iter(line.waiting))):
+            while line.waiting:
+                head = next(iter(line.waiting))
+                if len(head.lines) == 1 and line.has_room(head):
+                    line.leave(head)
+                    line.hold(head)
+                    head.granted = True
+                    head.since = self.monotonic()
+                elif (head.above or line.decay or len(head.lines) > 1) and self._grant(head):
+                    changed.extend(other for other in head.lines if other is not line)
+                else:
+                    break
                 granted.append(head)
-                changed.extend(other for other in head.lines if other is not line)
         return granted
 
     def _lend_from(self, ancestor: Run, line: Line, granted: list[Slots]) -> None:
         """Lend what `ancestor` has of a line to the first below it that waits for it, if it may be lent."""
         near = line.near.get(ancestor.number)
-        if not near or (held := held_in(ancestor, line)) is None:
+        if not near or not ancestor.awaits or (held := held_in(ancestor, line)) is None:
+            return
+        if held.lent_to is not None and line in held.lent_to:
             return
         for slots in near:
             if lender_of(slots, line) is held and self._grant(slots):
                 granted.append(slots)
                 granted.extend(self._grant_waiting(other for other in slots.lines if other is not line))
                 return
-
-    # -- for people ---------------------------------------------------------------------------------------------------
-
-    def describe(self, slots: Slots) -> str:
-        """Why these slots are not granted: which limits are full, the place in line, and who holds the slots."""
-        with self.lock:
-            now = self.monotonic()
-            parts: list[str] = []
-            for line in slots.lines:
-                if slots in line.waiting:
-                    place = next(place for place, one in enumerate(line.waiting, 1) if one is slots)
-                    held = [f"{one.run.name} for {now - one.since:.0f} s" for one in islice(line.holders, 3)]
-                    parts.append(place_in_line(line.shown, place, held, line.used))
-        return "; ".join(parts)
-
-
-def place_in_line(shown: str, place: int, held: Sequence[str], used: int) -> str:
-    """`tag "db", third in line, held by Y for 12 s`."""
-    words = ("first", "second", "third")
-    text = f"{shown}, {words[place - 1] if place <= len(words) else f'number {place:,}'} in line"
-    if held:
-        text += f", held by {', '.join(held)}"
-    return text + (f" and {used - len(held)} more" if held and used > len(held) else "")
 
 
 def not_found(name: str) -> ObjectNotFound:
@@ -416,14 +421,15 @@ def not_found(name: str) -> ObjectNotFound:
     return ObjectNotFound(f"there is no global concurrency limit {name!r}")
 
 
-def _is_short(line: Line) -> bool:
-    """Whether the store may have to tell more about a line: it is for others as well, and not asked enough yet."""
-    return line.share < line.size and (line.published == 0 or line.published < line.wanted())
-
-
 def _leave_run(slots: Slots) -> None:
     if slots.strand is not None and isinstance(slots.run, Run):
         slots.run.guards = [one for one in slots.run.guards or () if one is not slots] or None
+
+
+def _is_awaited(run: Run) -> bool:
+    """Whether some run may wait for this one. Read without the lock it is as good: who begins to wait says so first."""
+    flow = run.flow
+    return run.is_awaited or bool(run.waiters) or bool(run.followers) or (flow is not None and bool(flow.awaits))
 
 
 def _ended(wait: Wait, runs: Iterable[Run]) -> None:

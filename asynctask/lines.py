@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, TypeAlias
 
 import msgspec
 
-from .limit_records import TAG
+from .limit_records import MOST_SHOWN, NAMED, TAG, place_in_line
 from .runs import Run
 
 #: More slots than anybody takes: the share of a process that shares with nobody.
@@ -82,8 +83,23 @@ class Slots(msgspec.Struct, eq=False):
     above: Sequence[int] = ()
 
     def __str__(self) -> str:
-        """Why these slots are not granted, for people."""
-        return str(self.table.describe(self))
+        """Why these slots are not granted, for people: the place in line, and who holds the slots."""
+        with self.table.lock:
+            now = self.table.monotonic()
+            parts: list[str] = []
+            for line in self.lines:
+                if self in line.waiting:
+                    first = islice(line.waiting, MOST_SHOWN)  # no further: every one that waits is asked this
+                    place = next((place for place, one in enumerate(first, 1) if one is self), None)
+                    held = [f"{one.run.name} for {now - one.since:.0f} s" for one in islice(line.holders, NAMED)]
+                    parts.append(place_in_line(line.shown, place, held, line.used))
+        return "; ".join(parts)
+
+    def text(self) -> str:
+        """What it wants, for people."""
+        if len(self.lines) == 1:
+            return self.lines[0].text
+        return " and ".join(line.text for line in self.lines)
 
     @property
     def is_decided(self) -> bool:
@@ -95,11 +111,14 @@ class Line:
 
     __slots__ = (
         "decay", "foreign", "full", "holders", "is_active", "name", "near", "published", "refund", "resets", "share",
-        "size", "turns", "used", "waiting",
+        "shown", "size", "text", "turns", "used", "waiting",
     )  # fmt: skip
 
     def __init__(self, name: str, size: int, *, decay: float = 0.0, is_active: bool = True, share: int = ALL) -> None:
         self.name = name
+        #: For people.
+        self.shown = f'tag "{name[len(TAG) :]}"' if name.startswith(TAG) else f'limit "{name}"'
+        self.text = f"a slot of {self.shown}"
         self.size = size
         #: Slots that come back by themselves in a second.
         self.decay = decay
@@ -123,13 +142,6 @@ class Line:
         self.published = 0
         self.turns = 0
         self.resets = 0
-
-    @property
-    def shown(self) -> str:
-        """For people: `tag "db"`, or `limit "api"`."""
-        if self.name.startswith(TAG):
-            return f'tag "{self.name[len(TAG) :]}"'
-        return f'limit "{self.name}"'
 
     def has_room(self, slots: Slots) -> bool:
         """Whether `slots`, the first in this line, could be given what it wants of it."""
@@ -170,6 +182,18 @@ class Line:
             return False
         del self.holders[slots]
         self.used -= slots.count
+        return True
+
+    def is_short(self) -> bool:
+        """Whether the store may have to tell more: the limit is for others as well, and not asked enough yet."""
+        return self.share < self.size and (self.published == 0 or self.published < self.wanted())
+
+    def sets_aside(self) -> bool:
+        """Whether a slot that was given back is for another process, which has waited for longer than anybody here."""
+        foreign = self.foreign
+        if foreign is None or (self.waiting and next(iter(self.waiting)).came < foreign):
+            return False
+        self.share = self.used
         return True
 
     def wanted(self) -> int:

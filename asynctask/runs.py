@@ -254,6 +254,8 @@ class Run(Trace, eq=False, gc=True, weakref=True):
     slots: Any = None
     guards: Any = None
     awaits: Any = None
+    #: Whether the body of another run waits for it, or has.
+    is_awaited: bool = False
     #: While its result is what others wait for: their seats; see `flights`.
     followers: Any = None
     #: What this run waits for before its body can start, for `waiting_on`.

@@ -14,7 +14,6 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Executor
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import anyio
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("asynctask")
 
 T = TypeVar("T")
-
-_NO_TIMEOUT = nullcontext()
 
 
 class Services:
@@ -299,12 +296,17 @@ class Loop:
 
     async def until_granted(self, slots: Slots) -> None:
         limits = self.services.limits
-        while not slots.is_decided:
+        while True:
             waker = loops.here().waker()
             limits.when_granted(slots, waker.wake)
             seconds = limits.seconds_until_due(slots)
-            with anyio.move_on_after(seconds) if seconds is not None else _NO_TIMEOUT:
+            if seconds is None:
                 await waker.wait()
+            else:
+                with anyio.move_on_after(seconds):
+                    await waker.wait()
+            if slots.granted or slots.refused is not None:
+                return
             limits.look_again(slots)
 
     async def until_room(self) -> None:

@@ -11,7 +11,7 @@ from uuid import UUID
 import anyio
 import pytest
 
-from asynctask import Runtime, get_client, task
+from asynctask import Runtime, concurrency, get_client, task
 from asynctask.client import Client
 from asynctask.errors import ObjectNotFound, OptionError
 from asynctask.limit_records import ConcurrencyLimit, GlobalConcurrencyLimit
@@ -98,6 +98,15 @@ async def test_a_tag_and_a_limit_of_the_same_name_have_nothing_in_common(kind: s
         assert [one.tag for one in await client.read_concurrency_limits()] == ["tag:db"]
 
 
+@pytest.mark.parametrize("name", ["\ud800", "a\0b", "x" * 1001], ids=lambda name: ascii(name)[:20])
+async def test_a_name_that_a_database_would_alter_is_refused(kind: str, tmp_path: Path, name: str) -> None:
+    async with client_of(kind, tmp_path) as client:
+        for make in (client.create_concurrency_limit, client.create_global_concurrency_limit):
+            with pytest.raises(OptionError, match="a limit cannot be named"):
+                await make(name, 1)
+        assert [*await client.read_concurrency_limits(), *await client.read_global_concurrency_limits()] == []
+
+
 NAMES: list[Any] = ["", None, 3, b"api", ["api"], "tag:db", "tag:"]
 
 
@@ -174,7 +183,7 @@ async def test_what_can_be_no_tag_is_refused_by_every_method(tmp_path: Path, tag
 
 
 @pytest.mark.parametrize(
-    "name", ["é漢 'x'", "a b\nc", "[bold]", "x" * 5000, "%", "_"], ids=lambda name: ascii(name)[:20]
+    "name", ["é漢 'x'", "a b\nc", "[bold]", "x" * 996, "%", "_"], ids=lambda name: ascii(name)[:20]
 )
 async def test_any_text_is_a_name_and_a_tag(kind: str, tmp_path: Path, name: str) -> None:
     async with client_of(kind, tmp_path) as client:
@@ -228,6 +237,42 @@ async def waiting(client: Client, count: int) -> ConcurrencyLimit:
             if limit.waiting == count and (limit.in_use == limit.concurrency_limit or not count):
                 return limit
             await anyio.sleep(0.005)
+
+
+async def test_a_changed_limit_serves_those_who_wait_for_it_at_once(kind: str, tmp_path: Path) -> None:
+    """By more slots, by being out of force, and by being deleted."""
+    go, inside = anyio.Event(), 0
+
+    async def block() -> None:
+        nonlocal inside
+        async with concurrency("api"):
+            inside += 1
+            await go.wait()
+
+    async with client_of(kind, tmp_path) as client, anyio.create_task_group() as group:
+        await client.create_global_concurrency_limit("api", 1)
+        for _ in range(5):
+            group.start_soon(block)
+        await until(lambda: inside == 1)
+        with anyio.fail_after(5):
+            while (limit := await client.read_global_concurrency_limit_by_name("api")).waiting != 4:
+                await anyio.sleep(0.005)
+        assert (limit.active_slots, len(limit.holders), len(limit.line)) == (1, 1, 4)
+        assert {(one.run_id, one.slots, one.pid) for one in (*limit.holders, *limit.line)} == {(None, 1, os.getpid())}
+        await client.update_global_concurrency_limit("api", limit=3)
+        await until(lambda: inside == 3)
+        await client.update_global_concurrency_limit("api", active=False)
+        await until(lambda: inside == 5)
+        changed = await client.update_global_concurrency_limit("api", limit=1, active=True)
+        assert (changed.limit, changed.active_slots) == (1, 5)
+        group.start_soon(block)
+        with anyio.fail_after(5):
+            while not (await client.read_global_concurrency_limit_by_name("api")).waiting:
+                await anyio.sleep(0.005)
+        assert inside == 5
+        await client.delete_global_concurrency_limit_by_name("api")
+        await until(lambda: inside == 6)
+        go.set()
 
 
 async def test_a_limit_is_there_for_the_next_runtime_of_a_database(tmp_path: Path) -> None:

@@ -440,11 +440,23 @@ async def test_log_lines_that_are_dropped_because_too_many_come_are_told(path, m
 
 async def test_texts_of_errors_are_made_before_the_transaction_begins(path, monkeypatch):
     """Other processes wait 10 seconds for its end: 4,000 failed runs with long tracebacks take 4."""
-    store = SQLiteStore(path)
+
+    class Told(SQLiteStore):
+        is_writing = False
+
+        async def _write_batch(self, batch: Batch) -> None:
+            await super()._write_batch(batch)
+            self.is_writing = False
+
+        async def _numbered(self, writer: Any, batch: Batch) -> Any:  # the first thing in the transaction
+            self.is_writing = True
+            return await super()._numbered(writer, batch)
+
+    store = Told(path)
     is_writing: list[bool] = []
 
     def noted(failure: Any) -> str:
-        is_writing.append(store._database._turn.locked())
+        is_writing.append(store.is_writing)
         return "a text"
 
     monkeypatch.setattr(rows, "error_text", noted)

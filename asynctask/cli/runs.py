@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -91,7 +92,7 @@ def _print_runs(found: list[TaskRun], following: str | None, flows: bool, json: 
         "TAGS": [", ".join(run.tags) for run in found],
     }
     if any(run.waiting_on for run in found):
-        columns["WAITS FOR"] = [run.waiting_on or "" for run in found]
+        columns["WAITS FOR"] = [_in_short(run) for run in found]
     styles = [STYLES.get(run.state_type) for run in found]
     table(tuple(columns), list(zip(*columns.values(), strict=True)), styles=styles)
     if following is not None:
@@ -133,7 +134,8 @@ def inspect(run: str, /, *, json: bool = False, store: str | None = None) -> int
         store: The URL of the store.
     """
     with opened(store) as client:
-        found = find_run(at(client, run), run)
+        client = at(client, run)
+        found = find_run(client, run)
     if json:
         document(run_fields(found))
         return 0
@@ -219,3 +221,8 @@ def delete(
     else:
         out(f"{count} {'run' if count == 1 else 'runs'} deleted")
     return 0
+
+
+def _in_short(run: TaskRun) -> str:
+    """What a run waits for, for a column of a table: without who holds the slots."""
+    return re.sub(r", held by [^;]*", "", run.waiting_on or "")

@@ -193,6 +193,7 @@ class Recorder:
                     alarm = self._loop.call_later(pause, bell.set)
                     await bell.wait()
                     alarm.cancel()
+                    bell.clear()  # else the next wait ends at once, and an idle process looks 50 times a second
         finally:
             stopper.cancel()
             self._bell = self._loop = self._writing = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from uuid import UUID
@@ -13,7 +14,7 @@ from ..redact import safe_text
 from ..runs import Trace
 from ..specs import TaskSpec
 from ..states import State, StateType
-from .sql import COLUMNS, LEAST, LONGEST, SHAPES, USUAL, Query, Shape, clean, upsert
+from .sql import COLUMNS, LEAST, LONGEST, SHAPES, TAGGED, USUAL, Query, Shape, clean, upsert
 
 #: Rows in one statement: the library runs it in one step, without our interpreter's lock. A statement may have 32,766
 #: values (SQLite) or 65,535 (PostgreSQL).
@@ -117,8 +118,8 @@ def _add_row(rows: dict[Shape, list[Any]], trace: Trace, numbers: Numbers, owner
         history(states),
         last.time if is_final else None,
     )
-    is_usual = is_final and name is None and extras is None and not upstream and not tags
-    if is_usual and parent is None and flow is None and not parameters:
+    is_usual = is_final and name is None and extras is None and not upstream
+    if is_usual and parent is None and flow is None and not parameters and not tags:
         rows[LEAST].extend(row)
         return LEAST
     more = (
@@ -127,14 +128,17 @@ def _add_row(rows: dict[Shape, list[Any]], trace: Trace, numbers: Numbers, owner
         _encode(parameters).decode() if parameters else None,
     )
     if is_usual:
-        values = rows[USUAL]
+        values = rows[TAGGED if tags else USUAL]
         values.extend(row)
         values.extend(more)
+        if tags:
+            values.append(_tags_text(tags))
+            return TAGGED
         return USUAL
     rest = (
+        _tags_text(tags) if tags else None,
         None if name is None else clean(name),
         _encode([f"{one:032x}" for one in upstream]).decode() if upstream else None,
-        _encode(sorted(map(clean, tags))).decode() if tags else None,
         error_text(failure) if isinstance(failure, tuple) else failure,
         None if is_final or trace.waiting_on is None else clean(trace.waiting_on),
         None if is_final else owner,
@@ -142,6 +146,11 @@ def _add_row(rows: dict[Shape, list[Any]], trace: Trace, numbers: Numbers, owner
     )
     rows[COLUMNS].extend((*row, *more, *rest))
     return COLUMNS
+
+
+@functools.lru_cache(1_000)
+def _tags_text(tags: frozenset[str]) -> str:
+    return _encode(sorted(map(clean, tags))).decode()
 
 
 def history(states: Sequence[State]) -> str:

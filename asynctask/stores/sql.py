@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
@@ -24,8 +24,9 @@ Shape: TypeAlias = "tuple[str, ...]"
 #: costs 0.3 us a row, also for NULL.
 LEAST: Shape = ("id", "task", "kind", "is_flow", "short", "states", "ended")
 USUAL: Shape = (*LEAST, "flow_id", "parent_id", "parameters")
-COLUMNS: Shape = (*USUAL, "name", "upstream", "tags", "error", "waiting_on", "owner", "result")
-SHAPES = (LEAST, USUAL, COLUMNS)
+TAGGED: Shape = (*USUAL, "tags")
+COLUMNS: Shape = (*TAGGED, "name", "upstream", "error", "waiting_on", "owner", "result")
+SHAPES = (LEAST, USUAL, TAGGED, COLUMNS)
 #: What may change after a run's row was first written.
 _CHANGING = [one for one in COLUMNS if one not in ("id", "task", "is_flow")]
 _UPSERT_END = " ON CONFLICT (id) DO UPDATE SET " + ", ".join(f"{one} = excluded.{one}" for one in _CHANGING)
@@ -87,11 +88,26 @@ FIND_KIND = "SELECT id FROM kinds WHERE type = ? AND name = ? AND is_flow = ?"
 # -- details of runs ----------------------------------------------------------------------------------------------
 
 
-def new_tags(traces: Iterable[Trace]) -> list[tuple[str, bytes]]:
-    return [(clean(tag), trace.number.to_bytes(16, "big")) for trace in traces for tag in trace.tags]
+def new_tags(traces: Iterable[Trace]) -> Iterator[Query]:
+    """Statements that insert the tags of `traces`."""
+    values = [one for trace in traces for tag in trace.tags for one in (clean(tag), trace.number.to_bytes(16, "big"))]
+    start, size = 0, TAGS_AT_ONCE
+    while left := len(values) // 2 - start:
+        while size > left:  # few different sizes, because each is a statement to prepare
+            size = size // 5 or 1
+        yield Query(insert_tags(size), values[start * 2 : (start + size) * 2])
+        start += size
 
 
-INSERT_TAG = "INSERT INTO run_tags (tag, id) VALUES (?, ?) ON CONFLICT DO NOTHING"
+#: In one statement, which the library carries out in one step.
+TAGS_AT_ONCE = 1_000
+
+
+@functools.cache
+def insert_tags(count: int) -> str:
+    return f"INSERT INTO run_tags (tag, id) VALUES {', '.join(['(?, ?)'] * count)} ON CONFLICT DO NOTHING"
+
+
 INSERT_LOG = """INSERT INTO logs (id, number, time, level, logger, message)
     VALUES (?, (SELECT coalesce(max(number), 0) + 1 FROM logs WHERE id = ?), ?, ?, ?, ?)"""
 READ_LOGS = "SELECT time, level, logger, message FROM logs WHERE id = ? ORDER BY number"

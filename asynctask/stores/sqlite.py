@@ -263,9 +263,7 @@ class SQLiteStore:
 
     async def _insert_details(self, writer: aiosqlite.Connection, batch: Batch) -> None:
         """Tags, given names and logs, for the few runs that have them."""
-        tags = sql.new_tags(batch.new())
-        if tags:
-            await writer.executemany(sql.INSERT_TAG, tags)
+        await execute_all(writer, sql.new_tags(batch.new()))
         names = [lists.name_row(trace) for trace in batch.named()]
         if names:
             await writer.executemany(lists.INSERT_NAME, names)

@@ -245,22 +245,77 @@ def test_who_holds_and_who_waits_in_another_process_is_told_with_places(here, fo
         assert re.fullmatch(pattern, line[place])
 
 
+BLOCKS = """
+import sys, threading
+from asynctask import concurrency
+
+def block():
+    with concurrency("api"):
+        print("in", flush=True)
+        go.wait()
+
+go = threading.Event()
+threads = [threading.Thread(target=block, name=f"thread {n}") for n in range(4)]
+for thread in threads:
+    thread.start()
+sys.stdin.readline()
+go.set()
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_a_limit_changed_from_outside_serves_those_who_wait_in_a_process(here, folder):
+    (folder / "blocks.py").write_text(BLOCKS)
+    here("gcl", "create", "api", "--limit", "1")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "blocks.py"], **pipes) as child:
+        assert child.stdout.readline() == "in\n"
+        while (found := made(here, "gcl", "inspect", "api"))["waiting"] != 3:
+            pass
+        here("gcl", "update", "api", "--limit", "2")
+        assert child.stdout.readline() == "in\n"
+        here("gcl", "disable", "api")
+        assert child.stdout.readline() + child.stdout.readline() == "in\nin\n"
+        child.communicate("\n", timeout=20)
+    people = [*found["holders"], *found["line"]]
+    assert {one["name"] for one in people} == {f"thread {n}" for n in range(4)}
+    assert {(one["run_id"], one["pid"]) for one in people} == {(None, child.pid)}
+    assert (found["active_slots"], child.returncode) == (1, 0)
+
+
+def listed_as_waiting(here, count):
+    """The runs that wait for slots, once they are so many; the newest first."""
+    while True:
+        runs = made(here, "runs", "ls", "--state", "awaitingconcurrencyslot")["items"]
+        if len(runs) == count:
+            return runs
+
+
 def test_a_run_that_waits_for_a_slot_says_so_in_the_list_and_when_it_is_inspected(here, folder):
     with at_work(here, folder):
-        while True:
-            runs = made(here, "runs", "ls", "--state", "awaitingconcurrencyslot")["items"]
-            if len(runs) == 2:
-                break
+        runs = listed_as_waiting(here, 2)
         listed = here("runs", "ls").out
         inspected = here("runs", "inspect", runs[0]["id"]).out
     assert "WAITS FOR" in listed.splitlines()[0]
-    for run in runs:
-        assert '"db"' in run["waiting_on"]
-        assert run["waiting_on"].replace("\x1b", "") in listed
+    assert [run["name"][-6:] for run in runs] == ["w-2[/]", "w-1[/]"]
+    for run, place in zip(runs, ("second", "first"), strict=True):
+        assert re.fullmatch(rf'tag "db", {place} in line, held by \x1b\[31mw-0\[/\] for \d+ s', run["waiting_on"])
+        assert re.search(rf'{run["id"]}.* tag "db", {place} in line$', listed, re.MULTILINE)
     assert re.search(r'^waits for: +.*"db"', inspected, re.MULTILINE)
 
 
 WATCH = [sys.executable, "-m", "asynctask", "concurrency-limit", "inspect", "db", "--watch"]
+
+
+def test_the_place_of_a_run_is_the_one_it_has_now(here, folder):
+    with at_work(here, folder) as child:
+        listed_as_waiting(here, 2)  # so that what is kept of them is older than what follows
+        release(child)
+        [last] = listed_as_waiting(here, 1)
+        inspected = made(here, "runs", "inspect", last["id"])
+    for run in (last, inspected):
+        assert re.fullmatch(r'tag "db", first in line, held by \x1b\[31mw-1\[/\] for \d+ s', run["waiting_on"])
 
 
 def interrupted(watcher):
