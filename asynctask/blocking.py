@@ -180,7 +180,7 @@ def block_until_granted(limits: Limits, slots: Slots, seconds: float | None = No
         limits.when_granted(slots, ready.set)
         pauses = [limits.seconds_until_due(slots), None if end is None else max(0.0, end - limits.monotonic())]
         block_on(ready, min((one for one in pauses if one is not None), default=None))
-        limits.look_again(slots)
+        limits.look_again(slots.lines)
         if end is not None and limits.monotonic() >= end:
             break
     return slots.is_decided

@@ -197,12 +197,6 @@ class Limits:
             return None
         return max(0.0, slots.due - self.monotonic())
 
-    def look_again(self, slots: Slots) -> None:
-        """Its time has come, perhaps."""
-        with self.lock:
-            granted = self._grant_waiting([] if slots.is_decided else slots.lines)
-        _wake(granted)
-
     def give(self, slots: Slots) -> None:
         """Give back what was taken, or leave the line; the next in line is woken before this returns."""
         is_in_need = False
@@ -375,8 +369,8 @@ class Limits:
         with self.lock:
             _leave_run(slots)
 
-    def grant_all(self, lines: Iterable[Line]) -> None:
-        """Grant what can be granted after the store has changed these lines."""
+    def look_again(self, lines: Iterable[Line]) -> None:
+        """Grant what can be granted: a time has come, or the store has changed these lines."""
         with self.lock:
             granted = self._grant_waiting(lines)
         _wake(granted)

@@ -299,7 +299,7 @@ class Loop:
         while True:
             waker = loops.here().waker()
             limits.when_granted(slots, waker.wake)
-            seconds = limits.seconds_until_due(slots)
+            seconds = None if slots.due is None else limits.seconds_until_due(slots)
             if seconds is None:
                 await waker.wait()
             else:
@@ -307,7 +307,7 @@ class Loop:
                     await waker.wait()
             if slots.granted or slots.refused is not None:
                 return
-            limits.look_again(slots)
+            limits.look_again(slots.lines)
 
     async def until_room(self) -> None:
         waker = loops.here().waker()

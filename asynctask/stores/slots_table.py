@@ -236,7 +236,7 @@ class SlotsTable:
             for line, share in shares.items():
                 line.share, line.published, line.foreign = share.held, share.wanted, share.foreign
                 to_tell.update(dict.fromkeys(share.to_tell))
-        self._limits.grant_all(shares)
+        self._limits.look_again(shares)
         self.ring(to_tell)
 
     def _plan(

@@ -4,13 +4,15 @@ Children do what they are told by lines, and say by lines what their runs do, wi
 processes share (CLOCK_MONOTONIC). So each test compares the order of what happened, never how long it took.
 """
 
+from __future__ import annotations
+
 import os
 import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -22,6 +24,8 @@ CHILD = """
 import os, random, sys, threading, time
 import anyio, anyio.to_thread
 from asynctask import Runtime, get_client, task
+from asynctask.blocking import drive
+from asynctask.loops import blocking
 from asynctask.scopes import runtime_here
 
 url, kind = sys.argv[1:]
@@ -49,7 +53,7 @@ async def short(name):
     say("out", name)
 
 @task
-async def blocking(name, seconds):
+async def busy(name, seconds):
     say("in", name)
     time.sleep(seconds)
     say("out", name)
@@ -68,6 +72,9 @@ async def watch(name, future):
         if future.state.is_running():
             break
         await anyio.sleep(0.001)
+    await tell_end(name, future)
+
+async def tell_end(name, future):
     state = await future.wait_async()
     try:
         await future
@@ -84,6 +91,11 @@ def change(verb, tag, *size):
         else:
             client.reset_concurrency_limit_by_tag(tag)
     say("changed", tag)
+
+def agree(name):
+    with blocking():
+        drive(runtime_here().store.ready())  # settles with the others who has what, and who waits
+    say("agreed", name)
 
 def call(name, *tags):
     def watch_call():
@@ -105,7 +117,7 @@ async def many(group, prefix, count, *tags):
     for number in range(int(count)):
         names = dice.sample(tags, dice.randint(1, len(tags)))
         name = f"{prefix}{number}:{','.join(names)}"
-        group.start_soon(watch, name, tagged(short, name, names).submit(name))
+        group.start_soon(tell_end, name, tagged(short, name, names).submit(name))
 
 async def obey(group, futures, verb, name, *words):
     if verb == "start":
@@ -117,7 +129,7 @@ async def obey(group, futures, verb, name, *words):
     elif verb == "short":
         futures[name] = tagged(short, name, words).submit(name)
     elif verb == "block":
-        futures[name] = tagged(blocking, name, words[1:]).submit(name, float(words[0]))
+        futures[name] = tagged(busy, name, words[1:]).submit(name, float(words[0]))
     elif verb == "call":
         call(name, *words)
     elif verb == "many":
@@ -126,6 +138,8 @@ async def obey(group, futures, verb, name, *words):
         gates[name].set()
     elif verb == "cancel":
         futures[name].cancel()
+    elif verb == "agree":
+        await anyio.to_thread.run_sync(agree, name)
     else:
         await anyio.to_thread.run_sync(change, verb, name, *words)
     if verb in ("start", "thread", "short", "block"):
@@ -147,6 +161,8 @@ def plainly():
             gates[name].set()
         elif verb == "call":
             call(name, *words)
+        elif verb == "agree":
+            agree(name)
         else:
             change(verb, name, *words)
 
@@ -198,13 +214,25 @@ class Child:
         self.tell(*words)
         self.hear("changed", str(words[1]))
 
+    def agree(self) -> None:
+        """It has settled with the others: they can know who waits here, and it knows who waits there."""
+        self.said.pop(("agreed", "-"), None)
+        self.tell("agree", "-")
+        self.hear("agreed")
+
     def enter(self, name: str, *tags: str, verb: str = "start") -> int:
         self.tell(verb, name, *tags)
         return self.hear("in", name)
 
-    def wait(self, name: str, *tags: str, verb: str = "start") -> int:
+    def wait(self, name: str, *tags: str, verb: str = "start", before: Sequence[Child] = ()) -> None:
+        """Start a run that has to wait; and return when these others know that it does.
+
+        They do within milliseconds, but until then they hand out their own slots to their own runs.
+        """
         self.tell(verb, name, *tags)
-        return self.hear("waiting", name)
+        self.hear("waiting", name)
+        for child in (self, *before) if before else ():
+            child.agree()
 
     def end(self, name: str) -> int:
         """Let a body end; when it did."""
@@ -314,7 +342,7 @@ def test_first_come_first_served_over_processes(url, kinds):
             (one, "h"),
         ]
         for child, name in arrivals:
-            child.wait(name, "db", verb="short")
+            child.wait(name, "db", verb="short", before=[holder])
         holder.end("holder")
         entered = sorted((child.hear("in", name), name) for child, name in arrivals)
         assert [name for _, name in entered] == [name for _, name in arrivals]
@@ -337,8 +365,8 @@ def test_a_run_that_wants_two_tags_takes_neither_while_another_process_holds_one
         one.do("limit", "a", 1)
         one.do("limit", "b", 1)
         one.enter("holds-a", "a")
-        other.wait("both", "a", "b")
-        third.wait("late-b", "b")
+        other.wait("both", "a", "b", before=[one, third])
+        third.wait("late-b", "b", before=[one, other])
         # b has been free all the time, but "both" came before: it was not overtaken, and held nothing while it waited.
         released = one.end("holds-a")
         both = other.hear("in", "both")
@@ -354,8 +382,8 @@ def test_a_run_that_wants_two_tags_holds_up_nobody_in_another_process_who_came_b
         one.do("limit", "b", 1)
         one.enter("holds-a", "a")
         other.enter("holds-b", "b")
-        other.wait("early-b", "b")
-        one.wait("both", "a", "b")
+        other.wait("early-b", "b", before=[one])
+        one.wait("both", "a", "b", before=[other])
         other.end("holds-b")
         other.hear("in", "early-b")
         other.end("early-b")
@@ -368,8 +396,8 @@ def test_sync_tasks_called_in_plain_code_share_the_limit_over_processes(url):
     with children(url, "plain", "plain", "trio") as (one, other, looping):
         one.do("limit", "db", 1)
         one.enter("a", "db", verb="call")
-        other.wait("b", "db", verb="call")
-        looping.wait("c", "db", verb="thread")
+        other.wait("b", "db", verb="call", before=[one])
+        looping.wait("c", "db", verb="thread", before=[one])
         one.wait("d", "db", verb="call")
         entered = []
         for child, name, following, after in (
@@ -387,8 +415,8 @@ def test_a_waiting_run_that_is_cancelled_leaves_the_line_over_processes(url):
     with children(url, "asyncio", "trio", "asyncio") as (one, other, third):
         one.do("limit", "db", 1)
         one.enter("first", "db")
-        other.wait("second", "db")
-        third.wait("third", "db")
+        other.wait("second", "db", before=[one])
+        third.wait("third", "db", before=[one])
         other.tell("cancel", "second")
         other.hear("ended", "second")
         one.end("first")
@@ -572,9 +600,10 @@ def test_a_limit_that_another_process_makes_holds_in_those_that_were_there_befor
     with children(url, "asyncio", "trio") as (one, other):
         one.enter("before", "db")  # with no limit: it holds nothing
         other.do("limit", "db", 1)
+        one.agree()  # it has heard of it, at the latest
         one.enter("first", "db")
         one.wait("second", "db")
-        other.wait("third", "db")
+        other.wait("third", "db", before=[one])
         released = one.end("first")
         assert released < one.hear("in", "second") < one.end("second") < other.hear("in", "third")
         other.end("third")
