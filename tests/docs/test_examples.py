@@ -198,3 +198,11 @@ def test_the_web_app_told_to_stop_finishes_what_it_was_given(server: Server) -> 
         "archived: third, made in 1 s",
     ]
     assert lines[-1] == "archive closed, after the last run"
+
+
+def test_shared_limits_holds_a_limit_over_processes_of_which_one_is_killed() -> None:
+    done = run("-c", WITHOUT, EXAMPLES / "shared_limits.py")
+    assert re.search(r"process \d+ is killed", done.stdout)
+    assert re.search(r"never more than [123] +\n? *of 3 at once", done.stdout)
+    assert re.search(r"afterwards 0 slots are in use; [1-9]\d* runs of the killed process are Crashed", done.stdout)
+    assert done.stdout.count("four times over") == 3

@@ -27,7 +27,7 @@ from asynctask.stores.base import RunFilter
 from asynctask.stores.sqlite import SQLiteStore
 from testkit import most_at_once, set_limit
 
-KILLS = 1_500 if os.environ.get("ASYNCTASK_LONG_FUZZ") else 150
+KILLS = 2_500 if os.environ.get("ASYNCTASK_LONG_FUZZ") else 250
 AT_ONCE = 50
 SLOTS = 3
 PATIENCE = 30.0  # seconds without anything new until the storm counts as stuck
@@ -66,7 +66,7 @@ async def asleep():
 async def lane(me, lane_number):
     dice = random.Random(me * 10 + lane_number)
     for number in range(lane_number, 10**9, 3):
-        seconds = dice.choice([0, 0.0005, 0.002, 0.005])
+        seconds = dice.choice([0, 0.001, 0.005, 0.03])
         way = dice.randrange(4)
         if way == 0:
             await inside(me, number, seconds)
@@ -259,7 +259,7 @@ def kill_at_random(one: Storm, dice: random.Random) -> int:
     return were_inside
 
 
-@pytest.mark.timeout(1_200 if KILLS > 150 else 180)
+@pytest.mark.timeout(1_200 if KILLS > 250 else 180)
 @pytest.mark.asyncio
 async def test_fifty_processes_that_are_killed_at_random_never_hold_more_than_three_slots(tmp_path):
     path = tmp_path / "runs.db"
