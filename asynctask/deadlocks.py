@@ -2,8 +2,10 @@
 
 1. A run goes on when all its waits can end. A wait for a run ends when that run goes on. A wait for a slot ends when
    one of those who hold the slots goes on, and the first in the line as well. What nobody here can tell, ends.
-2. So only the beginning of a wait can close a ring, and who begins it looks, under the lock of the limits.
+2. So the beginning of a wait can close a ring, and who begins it looks, under the lock of the limits. So can the end
+   of a holder, where who is first in line needs more than it gives back: `limits` looks then.
 3. A block's slots are given back by the task or thread that took them: only what that waits for counts.
+4. Nobody looks for a run for whose end nobody waits; and at most looks it is plain in a few steps that all goes on.
 """
 
 from __future__ import annotations
@@ -15,28 +17,92 @@ from .errors import DeadlockError
 from .lines import Guest, Line, Slots, Wait, lender_of
 from .runs import Run
 
-#: Runs and slots that one search looks at; with more, nobody can tell.
-MOST = 10_000
+#: Runs and slots that one search looks at; with more, nobody can tell. And those that a first look stops at.
+MOST, FEW = 10_000, 50
 
 #: A run; code outside runs; or the slots of a block, which go back before its run ends.
 Node: TypeAlias = "Run | Guest | Slots"
 Groups: TypeAlias = "Iterable[Iterable[Node]]"
 
 
-def check(wait: Wait) -> None:
-    """Raise `DeadlockError` if this wait, which begins here, can never end."""
-    if _can_end(wait, lambda node: not _waits_of(node)):
+def matters(run: Run) -> bool:
+    """Whether anybody may wait for the end of `run`, or of a block in it.
+
+    Read without the lock it is as good: who begins to wait says so first, and then looks whether others wait.
+    """
+    one: Run | None = run
+    while one is not None:
+        if one.is_awaited or one.followers or one.slots is not None or one.guards is not None:
+            return True
+        if one.is_submitted:  # the flow that it is in waits for it at its end
+            one = one.flow if one.flow is not None and one.flow.awaits else None
+        else:
+            one = one.parent
+    return False
+
+
+def check(wait: Wait, cuts: int) -> None:
+    """Raise `DeadlockError` if this wait, which begins here, can never end; for `cuts` see `Wait`."""
+    end = _end_of_chain(wait, cuts)
+    if _is_plain(end, {}):
         return
-    reached = _reached_from(wait.run)
+    reached = _reached_from(end)
     going: set[Node] = set()
     count = -1
     while count < len(going):  # as a rule twice: those that were reached last come first
         count = len(going)
         for node in reversed(reached):
-            if node not in going and all(_can_end(one, going.__contains__) for one in _waits_of(node)):
+            if node not in going and all(_can_end(one, going.__contains__) for one in waits_of(node)):
                 going.add(node)
-    if reached and wait.run not in going:
-        raise DeadlockError(_drawn(wait, going))
+    text = _drawn(wait, going) if reached and end not in going else None
+    if text is not None:
+        raise DeadlockError(text)
+
+
+def found(slots: Slots) -> DeadlockError | None:
+    """The error for who waits for `slots`, if that can never end, now that others have given back what they had."""
+    if isinstance(slots.run, Guest):
+        return None
+    wait = next((one for one in waits_of(slots.run) if one.target is slots), None)
+    if wait is None or not matters(slots.run):
+        return None
+    try:
+        check(wait, -1)
+    except DeadlockError as error:
+        return error.with_traceback(None)
+    return None
+
+
+def _end_of_chain(wait: Wait, cuts: int) -> Run:
+    """The last of those that wait for one run each: whether they go on is whether that one does.
+
+    It is noted in the waits on the way, else a chain of 5,000 runs would be walked along 5,000 times (29 s).
+    """
+    passed: list[Wait] = []
+    run = wait.run
+    while isinstance(wait.target, Run) and len(passed) < MOST:
+        beyond = wait.beyond
+        run = wait.target if beyond is None or beyond.is_settled or wait.cuts != cuts else beyond
+        passed.append(wait)
+        waits = waits_of(run)
+        if len(waits) != 1 or waits[0] is passed[0]:
+            break
+        wait = waits[0]
+    for one in passed:
+        one.beyond, one.cuts = run, cuts
+    return run
+
+
+def _is_plain(node: Node, asked: dict[Node, bool]) -> bool:
+    """Whether it is plain that `node` goes on: found out in a few steps."""
+    known = asked.get(node)
+    if known is not None:
+        return known
+    if len(asked) >= FEW:
+        return False
+    asked[node] = False  # so far: who asks for it on the way to its own answer has none
+    asked[node] = all(_can_end(wait, lambda one: _is_plain(one, asked)) for wait in waits_of(node))
+    return asked[node]
 
 
 def _can_end(wait: Wait, goes_on: Callable[[Node], bool]) -> bool:
@@ -63,7 +129,8 @@ def _some(group: Iterable[Node], goes_on: Callable[[Node], bool]) -> bool:
     return is_empty
 
 
-def _waits_of(node: Node) -> list[Wait]:
+def waits_of(node: Node) -> list[Wait]:
+    """What must end before `node` goes on."""
     run = node.run if isinstance(node, Slots) else node
     if isinstance(run, Guest) or run.is_settled or run.cancel_reason is not None:
         return []
@@ -79,7 +146,7 @@ def _reached_from(run: Run) -> list[Node]:
     found: dict[Node, None] = {run: None}
     to_look: list[Node] = [run]
     for node in to_look:
-        for wait in _waits_of(node):
+        for wait in waits_of(node):
             for group in _groups(wait):
                 for one in group:
                     if one not in found:
@@ -96,13 +163,13 @@ def _reached_from(run: Run) -> list[Node]:
 def _of_slots(slots: Slots) -> Iterator[Iterator[Node]]:
     """The groups of a wait for slots."""
     for line in slots.lines:
-        # What decays comes back by itself; what other processes hold, nobody here can tell.
-        if slots not in line.waiting or not line.is_active or line.decay or line.share < line.size:
+        if slots not in line.waiting or not line.is_active:
             continue
         if slots.above and lender_of(slots, line) is not None:
             continue
         first = next(iter(line.waiting))
-        if line.used + slots.count > line.size:
+        # What decays comes back by itself; what other processes hold, nobody here can tell.
+        if line.used + slots.count > line.size <= line.share and not line.decay:
             yield _those_in(line, slots)
         if first is not slots and not any(holder.run.number in slots.above for holder in line.holders):
             yield iter([_node_of(first)])
@@ -111,11 +178,12 @@ def _of_slots(slots: Slots) -> Iterator[Iterator[Node]]:
 def _those_in(line: Line, slots: Slots) -> Iterator[Node]:
     """Those by whose end there is room in a line: they hold slots of it, or borrow from a run above."""
     for holder in line.holders:
-        yield _node_of(holder)
-        borrower = None if holder.lent_to is None else holder.lent_to.get(line)
-        while borrower is not None and holder.run.number in slots.above:
-            yield _node_of(borrower)
-            borrower = None if borrower.lent_to is None else borrower.lent_to.get(line)
+        using = [holder]
+        if holder.lent_to is not None and holder.run.number in slots.above:
+            while using[-1].lent_to is not None and (borrower := using[-1].lent_to.get(line)) is not None:
+                using.append(borrower)
+        for one in reversed(using):  # the last one is at work; those that lend wait for it, and perhaps for many more
+            yield _node_of(one)
 
 
 def _node_of(slots: Slots) -> Node:
@@ -125,14 +193,16 @@ def _node_of(slots: Slots) -> Node:
 # -- drawing ------------------------------------------------------------------------------------------------------
 
 
-def _drawn(wait: Wait, going: set[Node]) -> str:
-    """The ring that begins with this wait, a line for each run in it."""
+def _drawn(wait: Wait, going: set[Node]) -> str | None:
+    """The ring that begins with this wait, a line for each run in it; None if somebody in it has just been stopped."""
     path: list[tuple[Node, Wait]] = []
     places: dict[Node, int] = {}
     node: Node = wait.run
     while node not in places:
         places[node] = len(path)
-        one = next(one for one in _waits_of(node) if not _can_end(one, going.__contains__))
+        one = next((one for one in waits_of(node) if not _can_end(one, going.__contains__)), None)
+        if one is None:
+            return None
         path.append((node, one))
         groups = (list(group) for group in _groups(one))
         node = next(group[0] for group in groups if not _some(group, going.__contains__))

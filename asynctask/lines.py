@@ -53,6 +53,10 @@ class Wait(msgspec.Struct, eq=False):
     strand: object = None
     #: What it waits for, for people, where `target` does not tell.
     text: str = ""
+    #: The last of a chain of runs of which each waits for the next one, as `deadlocks` found it when as many waits as
+    #: this had been cut short: ended before what they were for.
+    beyond: Run | None = None
+    cuts: int = 0
 
 
 class Slots(msgspec.Struct, eq=False):

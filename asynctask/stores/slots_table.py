@@ -41,6 +41,9 @@ LOOK, IDLE, AGAIN, REPORT_AGAIN = 0.5, 1.0, 0.5, 60.0
 #: Seconds for which somebody who looks waits for the others to tell who is in their lines, and between two looks.
 TELLING, PAUSE = 0.5, 0.01
 
+#: What a row would say that is not there.
+NOTHING = (0, 0, 0.0)
+
 
 class People(msgspec.Struct, array_like=True):
     """What a process tells of one line when it is asked."""
@@ -86,6 +89,8 @@ class SlotsTable:
         self._bell: bells.Bell | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._rung: asyncio.Event | None = None
+        #: One at a time: what is planned by one, and written, is handed out before the next one plans.
+        self._settling: asyncio.Lock
         self._is_rung = False
         self._is_asked = False
         #: Processes that had or wanted slots when we looked last.
@@ -119,10 +124,16 @@ class SlotsTable:
 
     # -- at the desk --------------------------------------------------------------------------------------------------
 
+    def open(self) -> None:
+        """The desk has opened; before anything is asked of this."""
+        self._loop = asyncio.get_running_loop()
+        self._rung = asyncio.Event()
+        self._settling = asyncio.Lock()
+
     async def run(self, closing: asyncio.Event) -> None:
         """Settle when there is need, until `closing` is set."""
-        self._loop = asyncio.get_running_loop()
-        rung = self._rung = asyncio.Event()
+        rung = self._rung
+        assert rung is not None and self._loop is not None, "it was not opened"
         stopper = asyncio.ensure_future(_ring_when(closing, rung))
         if self._is_rung:
             rung.set()
@@ -142,7 +153,7 @@ class SlotsTable:
                     self._failed(error)
         finally:
             stopper.cancel()
-            self._loop = self._rung = None
+            self._rung = None
 
     def show(self, name: str) -> None:
         """This process is present under `name` from now on."""
@@ -205,6 +216,10 @@ class SlotsTable:
     async def settle(self) -> None:
         """Give, take and tell, in one transaction."""
         name = await self._appear()
+        async with self._settling:
+            await self._settle(name)
+
+    async def _settle(self, name: str) -> None:
         self._is_rung = False
         is_asked, self._is_asked = self._is_asked, False
         dead: list[str] = []
@@ -261,7 +276,7 @@ class SlotsTable:
                 left = [slots for slots in islice(line.waiting, line.size) if not slots.is_paid]
                 wanted = sum(slots.count for slots in left)
                 shares[line] = Share(0, wanted, left[0].came if left else 0.0, None, [])
-                if self._wrote.get(line.name, (0, 0, 0.0))[1:] != (wanted, shares[line].since):
+                if self._wrote.get(line.name, NOTHING)[1:] != (wanted, shares[line].since):
                     waiting = [one for one in there if one.wanted]
                     to_tell.update(dict.fromkeys(one.process for one in sorted(waiting, key=_by_since)[:1]))
         self._turns = {line.name: line.turns for line in self._limits.lines.values()}
@@ -298,8 +313,11 @@ class SlotsTable:
         """Our rows, as far as they have changed, and what decays."""
         for line, share in shares.items():
             row = (share.held, share.wanted, share.since)
-            if self._wrote.get(line.name, (0, 0, 0.0)) != row:
-                await writer.execute(sql.WRITE_SLOTS, (sql.clean(line.name), name, *row))
+            if self._wrote.get(line.name, NOTHING) != row:
+                if row == NOTHING:
+                    await writer.execute(sql.DELETE_SLOTS, (sql.clean(line.name), name))
+                else:
+                    await writer.execute(sql.WRITE_SLOTS, (sql.clean(line.name), name, *row))
             if line.decay:
                 await writer.execute("UPDATE limits SET full_at = ? WHERE name = ?", (line.full, sql.clean(line.name)))
                 line.refund = 0.0
@@ -348,7 +366,7 @@ class SlotsTable:
                 raise not_found(name)
         asked = time.monotonic()
         others = {row[0] for row in await database.read("SELECT DISTINCT process FROM slots WHERE held + wanted > 0")}
-        alive = [one for one in others if one != self._name and is_alive(self._folder, one)]
+        alive = {one for one in others if one != self._name and is_alive(self._folder, one)}
         self.ring(alive, bells.TELL)
         while True:
             rows = await database.read(sql.READ_PEOPLE)
@@ -383,6 +401,8 @@ class SlotsTable:
 
     async def _tell(self, writer: aiosqlite.Connection, name: str) -> None:
         for line in list(self._limits.lines.values()):
+            if not line.share and not line.waiting:
+                continue
             with self._limits.lock:
                 text = _encode(self._people(line)).decode()
             await writer.execute(sql.TELL_PEOPLE, (time.monotonic(), text, sql.clean(line.name), name))

@@ -139,6 +139,7 @@ WRITE_SLOTS = """INSERT INTO slots (name, process, held, wanted, since) VALUES (
 READ_PEOPLE = """SELECT slots.name, slots.process, processes.pid, slots.held, slots.wanted, slots.told, slots.people
     FROM slots JOIN processes ON processes.name = slots.process"""
 TELL_PEOPLE = "UPDATE slots SET told = ?, people = ? WHERE name = ? AND process = ?"
+DELETE_SLOTS = "DELETE FROM slots WHERE name = ? AND process = ?"
 RESET_LIMIT = "UPDATE limits SET resets = resets + 1, full_at = 0 WHERE name = ?"
 RESET_SLOTS = "UPDATE slots SET held = 0 WHERE name = ?"
 

@@ -128,6 +128,7 @@ class SQLiteStore:
         self._results = Results(self._database, self._shelf, self._clock)
         self._keys.is_resting = False
         self._appearing = asyncio.Lock()
+        self._slots.open()
         try:
             slots = asyncio.ensure_future(self._slots.run(closing))
             await self._recorder.run(closing)  # begun in this step, not in a task: the first question may write
