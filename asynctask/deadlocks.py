@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias
 
 from .errors import DeadlockError
-from .lines import Guest, Line, Slots, Wait, lender_of
+from .lines import Guest, Line, Slots, Wait
+from .loans import lender_of
 from .runs import Run
 
 #: Runs and slots that one search looks at; with more, nobody can tell. And those that a first look stops at.
@@ -60,16 +61,14 @@ def check(wait: Wait, cuts: int) -> None:
 
 
 def found(slots: Slots) -> DeadlockError | None:
-    """The error for who waits for `slots`, if that can never end, now that others have given back what they had."""
-    if isinstance(slots.run, Guest):
-        return None
-    wait = next((one for one in waits_of(slots.run) if one.target is slots), None)
-    if wait is None or not matters(slots.run):
-        return None
-    try:
-        check(wait, -1)
-    except DeadlockError as error:
-        return error.with_traceback(None)
+    """Why who waits for these slots waits for ever, now that others have given back what they had."""
+    run = slots.run
+    wait = None if isinstance(run, Guest) else next((one for one in waits_of(run) if one.target is slots), None)
+    if wait is not None and matters(wait.run):
+        try:
+            check(wait, 0)
+        except DeadlockError as error:
+            return error.with_traceback(None)
     return None
 
 
@@ -106,10 +105,10 @@ def _is_plain(node: Node, asked: dict[Node, bool]) -> bool:
 
 
 def _can_end(wait: Wait, goes_on: Callable[[Node], bool]) -> bool:
-    return all(_some(group, goes_on) for group in _groups(wait))
+    return all(_some(group, goes_on) for group in groups_of(wait))
 
 
-def _groups(wait: Wait) -> Groups:
+def groups_of(wait: Wait) -> Groups:
     """Groups of each of which somebody must go on, before this wait can end."""
     target = wait.target
     if target is None:
@@ -147,7 +146,7 @@ def _reached_from(run: Run) -> list[Node]:
     to_look: list[Node] = [run]
     for node in to_look:
         for wait in waits_of(node):
-            for group in _groups(wait):
+            for group in groups_of(wait):
                 for one in group:
                     if one not in found:
                         found[one] = None
@@ -172,7 +171,7 @@ def _of_slots(slots: Slots) -> Iterator[Iterator[Node]]:
         if line.used + slots.count > line.size <= line.share and not line.decay:
             yield _those_in(line, slots)
         if first is not slots and not any(holder.run.number in slots.above for holder in line.holders):
-            yield iter([_node_of(first)])
+            yield iter([node_of(first)])
 
 
 def _those_in(line: Line, slots: Slots) -> Iterator[Node]:
@@ -183,10 +182,10 @@ def _those_in(line: Line, slots: Slots) -> Iterator[Node]:
             while using[-1].lent_to is not None and (borrower := using[-1].lent_to.get(line)) is not None:
                 using.append(borrower)
         for one in reversed(using):  # the last one is at work; those that lend wait for it, and perhaps for many more
-            yield _node_of(one)
+            yield node_of(one)
 
 
-def _node_of(slots: Slots) -> Node:
+def node_of(slots: Slots) -> Node:
     return slots.run if slots.strand is None else slots
 
 
@@ -204,8 +203,11 @@ def _drawn(wait: Wait, going: set[Node]) -> str | None:
         if one is None:
             return None
         path.append((node, one))
-        groups = (list(group) for group in _groups(one))
-        node = next(group[0] for group in groups if not _some(group, going.__contains__))
+        groups = (list(group) for group in groups_of(one))
+        stuck = next((group for group in groups if not _some(group, going.__contains__)), None)
+        if stuck is None:
+            return None
+        node = stuck[0]
     ring = path[places[node] :]
     lines = [f"run {wait.run.name!r} would wait for ever for {_words(wait.run, wait)}:"]
     for depth, (waiter, waits) in enumerate([*ring, ring[0]]):

@@ -330,7 +330,6 @@ async def slots_taken(run: Run, port: Port) -> Slots | None:
     try:
         if not slots.granted:
             run.enter(SCHEDULED, "AwaitingConcurrencySlot", slots.text())
-            run.blocker = slots
             lent = limits.begin_wait_for_slots(slots)
             try:
                 await port.until_granted(slots)

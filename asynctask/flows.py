@@ -118,7 +118,7 @@ async def enclosed(run: Run, port: Port) -> Any:
             left = None if timeout is None else max(0.0, timeout - (monotonic() - start))
             if not await port.until_empty(scope, left):
                 raise timed_out(run)
-            return await returned(value, port)
+            return await returned(run, value, port)
         finally:
             limits.end_wait(lent)
     except BaseException as error:
@@ -131,12 +131,16 @@ async def enclosed(run: Run, port: Port) -> Any:
         del run  # the traceback of what the body raises leads to this frame; see `execute`
 
 
-async def returned(value: Any, port: Port) -> Any:
+async def returned(run: Run, value: Any, port: Port) -> Any:
     """What a flow's return value stands for: futures and states in it become their results, or one state of failure."""
     found = find((value,))
-    for run in found.runs:
-        if not run.is_settled:
-            await port.until_settled(run)
+    for one in found.runs:
+        if not one.is_settled:
+            lent = port.services.limits.begin_wait(run, one)
+            try:
+                await port.until_settled(one)
+            finally:
+                port.services.limits.end_wait(lent)
     if not found.is_to_fill:
         return value
     if failed_upstream(found) is not None:

@@ -18,7 +18,7 @@ from .bodies import block_on
 from .endings import stop
 from .lending import lending
 from .redact import shown
-from .runs import Handle, Run, Yielded
+from .runs import Handle, Run, Yielded, current_run
 from .states import COMPLETED, State
 from .waiting import logger
 
@@ -260,33 +260,29 @@ class TaskFutureList(list[TaskFuture[R]]):
     async def result_async(self, timeout: float | None = None, raise_on_failure: bool = True) -> list[R]:
         """Every value, awaited; raises as `result` does."""
         try:
-            if timeout is None:
-                await self._all_settled(raise_on_failure)
-            else:
-                with anyio.move_on_after(timeout) as scope:
-                    await self._all_settled(raise_on_failure)
-                if scope.cancelled_caught:
-                    count = sum(not future.done() for future in self)
-                    raise TimeoutError(f"{count} (of {len(self)}) runs unfinished after {timeout:g} s")
+            await self._all_settled(raise_on_failure, timeout)
+            if timeout is not None and (count := sum(not future.done() for future in self)):
+                raise TimeoutError(f"{count} (of {len(self)}) runs unfinished after {timeout:g} s")
             return [outcome(future.run, raise_on_failure) for future in self]
         finally:
             del self  # as in `outcome`
 
     async def wait_async(self, timeout: float | None = None) -> list[State] | None:
         """Await the end of all; their final states, or None when `timeout` seconds are up."""
-        with anyio.move_on_after(timeout) if timeout is not None else _NO_TIMEOUT:
-            await self._all_settled(False)
+        await self._all_settled(False, timeout)
         return [future.state for future in self] if all(future.done() for future in self) else None
 
-    async def _all_settled(self, raise_on_failure: bool) -> None:
-        if not raise_on_failure:
-            for each in self:
-                await each.wait_async()
-            return
+    async def _all_settled(self, raise_on_failure: bool, timeout: float | None) -> None:
+        """Return when all are over, or the time is up."""
         future = None
+        end = None if timeout is None else time.monotonic() + timeout
         try:
-            async for future in as_completed(self):
-                outcome(future.run)
+            if raise_on_failure:
+                async for future in as_completed(self, timeout):
+                    outcome(future.run)
+            else:
+                for future in self:
+                    await future.wait_async(None if end is None else max(0.0, end - time.monotonic()))
         finally:
             del self, future  # as in `outcome`
 
@@ -409,12 +405,21 @@ class _Arrivals(Generic[R]):
         self.wake: Callable[[], None] | None = None
         #: Those that have not arrived. An OrderedDict, because to find the first one is to take one step in it.
         self._registered = OrderedDict((future, self._arrival(future)) for future in futures)
+        is_of_run = current_run.get() is not None
         for future, arrive in list(self._registered.items()):
+            future.run.is_awaited = is_of_run or future.run.is_awaited
             future.run.when_settled(arrive)
 
-    def awaited(self) -> tuple[Iterable[Run]]:
-        """One of these runs is to end."""
-        return ((future.run for future in self._registered),)
+    def awaited(self) -> Iterable[Iterable[Run]]:
+        """One of these runs is to end; asked by any thread."""
+        return () if self.ended else (self._runs(),)
+
+    def _runs(self) -> Iterator[Run]:
+        try:
+            for future in self._registered:
+                yield future.run
+        except RuntimeError:  # one of them arrived meanwhile; as a rule who asks wants the first one, and no copy
+            yield from [future.run for future in list(self._registered)]
 
     def _arrival(self, future: TaskFuture[R]) -> Callable[[], None]:
         def arrive() -> None:

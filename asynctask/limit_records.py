@@ -8,6 +8,8 @@ from uuid import UUID
 
 import msgspec
 
+from .errors import ObjectNotFound
+
 #: What the names of limits of tags begin with: the limit of the tag "db" is the limit named "tag:db".
 TAG = "tag:"
 #: Holders, and those who wait, that one process tells of at most.
@@ -100,6 +102,11 @@ def of_name(record: LimitRecord) -> GlobalConcurrencyLimit:
     )
 
 
+def shown_name(name: str) -> str:
+    """For people: `tag "db"`, or `limit "api"`."""
+    return f'tag "{name[len(TAG) :]}"' if name.startswith(TAG) else f'limit "{name}"'
+
+
 def place_in_line(shown: str, place: int | None, held: Sequence[str], used: int) -> str:
     """`tag "db", third in line, held by Y for 12 s`; `place` is None for those far behind."""
     words = ("first", "second", "third")
@@ -110,3 +117,9 @@ def place_in_line(shown: str, place: int | None, held: Sequence[str], used: int)
     if held:
         text += f", held by {', '.join(held)}"
     return text + (f" and {used - len(held)} more" if held and used > len(held) else "")
+
+
+def not_found(name: str) -> ObjectNotFound:
+    if name.startswith(TAG):
+        return ObjectNotFound(f"there is no concurrency limit for the tag {name.removeprefix(TAG)!r}")
+    return ObjectNotFound(f"there is no global concurrency limit {name!r}")

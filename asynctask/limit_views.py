@@ -10,8 +10,8 @@ from uuid import UUID
 
 from msgspec.structs import replace
 
-from .limit_records import MOST_SHOWN, NAMED, TAG, LimitRecord, SlotHolder, place_in_line
-from .limits import Limits, not_found
+from .limit_records import MOST_SHOWN, NAMED, TAG, LimitRecord, SlotHolder, not_found, place_in_line
+from .limits import Limits
 from .lines import Slots
 from .rates import in_use
 from .records import TaskRun

@@ -6,7 +6,7 @@
    its lines in one step, two runs never wait for each other.
 3. A slot is handed over by the release itself: whoever gives it back wakes the next in line before returning.
 4. A limit of 0 refuses. A changed or deleted limit takes effect for those waiting at once.
-5. Borrowing, so that nested runs cannot block each other: see `lines`. A wait that can never end: see `deadlocks`.
+5. Borrowing, so that nested runs cannot block each other: see `loans`. A wait that can never end: see `deadlocks`.
 6. Where processes share a store, a process hands out its share of the slots; see `shares` and the store.
 7. Nothing here waits or calls user code: `take` says yes or gives a place in line, and `when_granted` calls back.
    One lock guards it all, for every thread and loop.
@@ -19,10 +19,10 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from . import deadlocks, rates
-from .errors import ConcurrencyLimitAborted, ObjectNotFound
-from .limit_records import TAG
-from .lines import ALL, Guest, Holder, Line, Slots, Wait, above, give_up, held_in, lend, lender_of
+from . import deadlocks, loans, rates
+from .errors import DeadlockError
+from .limit_records import TAG, not_found
+from .lines import ALL, Guest, Holder, Line, Slots, Wait, aborted, leave_run, turn_away
 from .runs import Run
 
 
@@ -54,6 +54,8 @@ class Limits:
         self._strand = strand
         self._share_at_first = share_at_first
         self.on_need: Callable[[], None] | None = None
+        #: See `Wait.cuts`.
+        self._cuts = 0
         #: Whether the limits that a store keeps are in here yet; see `Store.ready`.
         self.is_known = True
         self.monotonic = monotonic
@@ -83,10 +85,8 @@ class Limits:
             refused = [slots for slots in line.waiting if slots.count > size] if is_active else []
             changed = {line: None}
             for slots in refused:
-                slots.refused = _aborted(slots, line)
-                for other in slots.lines:
-                    other.leave(slots)
-                    changed[other] = None
+                turn_away(slots, aborted(slots, line))
+                changed.update(dict.fromkeys(slots.lines))
             granted = self._grant_waiting(changed)
         _wake([*refused, *granted])
 
@@ -95,7 +95,8 @@ class Limits:
         with self.lock:
             line = self._line(name)
             del self.lines[name]
-            self._by_tag.pop(name.removeprefix(TAG), None)
+            if name.startswith(TAG):
+                del self._by_tag[name.removeprefix(TAG)]
             line.is_active = False  # for those in its line, who may wait for others as well
             granted = self._grant_waiting([line])
         _wake(granted)
@@ -137,6 +138,8 @@ class Limits:
                 return None
             slots = Slots(self, run, lines)
             is_in_need = self._enter(slots)
+            if not slots.granted:
+                run.blocker = slots  # in one step with its place: whoever comes behind it may depend on it
         if is_in_need and self.on_need is not None:
             self.on_need()
         return slots
@@ -165,7 +168,7 @@ class Limits:
         has_room = True
         for line in slots.lines:
             if slots.count > line.size and line.is_active:
-                raise _aborted(slots, line)
+                raise aborted(slots, line)
             has_room = has_room and not line.waiting and line.has_room(slots)
         if has_room:
             for line in slots.lines:
@@ -173,7 +176,7 @@ class Limits:
             slots.granted = True
             return False
         if slots.run.parent is not None or slots.run.followers:
-            slots.above = list(dict.fromkeys(one.number for one, _, _ in above(slots.run)))
+            slots.above = list(dict.fromkeys(one.number for one, _, _ in loans.above(slots.run)))
         may_pay = False
         for line in slots.lines:
             line.enter(slots)
@@ -217,25 +220,27 @@ class Limits:
     def _give_all(self, slots: Slots) -> tuple[list[Slots], bool]:
         """The same; and whether other processes are to be told."""
         is_in_need = False
-        loans: list[Line] = []
+        came_back: list[tuple[Line, Holder]] = []
         for line in slots.lines:
-            if line.leave(slots):
-                continue
-            if slots.lender is None and slots.lent_to is None:
-                line.drop(slots)
-            elif give_up(slots, line):  # only that can make room for a borrower further back in a line
-                loans.append(line)
+            was_waiting = line.leave(slots)
             if line.decay and slots.is_paid:  # what has not come back by itself
                 line.full -= slots.count / line.decay
                 line.refund += slots.count / line.decay
                 is_in_need = True
+            if was_waiting:
+                continue
+            lender = None if slots.lender is None else slots.lender.get(line)
+            if slots.lender is None and slots.lent_to is None:
+                line.drop(slots)
+            elif loans.give_up(slots, line):  # only that can make room for a borrower further back in a line
+                came_back.append((line, slots.run if lender is None else lender.run))
             is_in_need = line.sets_aside() or is_in_need
-        slots.granted = False
-        _leave_run(slots)
+        slots.granted = slots.is_paid = False
+        leave_run(slots)
         granted = self._grant_waiting(slots.lines)
-        for line in loans:
-            for ancestor, _, _ in above(slots.run):
-                self._lend_from(ancestor, line, granted)
+        for line, lent_by in came_back:  # who borrowed may be settled, and have let go of those above it
+            for one in (lent_by, *(ancestor for ancestor, _, _ in loans.above(lent_by))):
+                self._lend_from(one, line, granted)
         return granted, is_in_need
 
     # -- waiting ------------------------------------------------------------------------------------------------------
@@ -253,30 +258,28 @@ class Limits:
         with self.lock:
             if isinstance(target, Run):
                 target.is_awaited = True
-            holds = is_awaited = False
+            holds = False
             one: Run | None = run
             while one is not None:
                 if one.awaits is None:
                     one.awaits = [wait]
                 else:
                     one.awaits.append(wait)
+                    self._cuts += 1
                 waiting.append(one)
                 if one.guards is not None and wait.strand is None:
                     wait.strand = self._strand()
                 holds = holds or one.slots is not None or one.guards is not None
-                is_awaited = is_awaited or _is_awaited(one)
                 one = None if one.is_submitted else one.parent
+            if target is not None and deadlocks.matters(run):
+                try:
+                    deadlocks.check(wait, self._cuts)
+                except BaseException:
+                    self._ended(wait, waiting)
+                    raise
             if holds:
                 for one in waiting:
-                    for held in (one.slots, *(one.guards or ())):
-                        for line in held.lines if held is not None else ():
-                            self._lend_from(one, line, granted)
-            if target is not None and (holds or is_awaited):
-                try:
-                    deadlocks.check(wait)
-                except BaseException:
-                    _ended(wait, waiting)
-                    raise
+                    self._lend_all_from(one, granted)
         _wake(granted)
         return Waiting(wait, waiting)
 
@@ -285,33 +288,36 @@ class Limits:
         run = slots.run
         if isinstance(run, Guest):
             return None
-        if run.is_submitted and not _is_awaited(run):
+        if run.is_submitted and not deadlocks.matters(run):
             return None
         return self.begin_wait(run, slots)
 
     def begin_following(self, run: Run, seat: Any) -> Waiting:
         """The same where `run` waits for the result of a stranger, to whom those above it may lend from here on."""
         with self.lock:
-            # Who waits below the stranger has more runs above it now; this is rare enough to look at all of them.
-            for line in self.lines.values():
-                for slots in list(line.waiting):
-                    line.leave(slots)
-                    slots.above = list(dict.fromkeys(one.number for one, _, _ in above(slots.run)))
-                    line.enter(slots)
-        waiting = self.begin_wait(run, lambda: [[seat.flight.leader.run]], "the result that another run makes")
+            loans.now_above(seat.flight.leader.run, self.lines.values())
+        waiting = self.begin_wait(
+            run, lambda: () if seat.is_called else ((seat.flight.leader.run,),), "the result that another run makes"
+        )
         granted: list[Slots] = []
         with self.lock:
-            for ancestor, _, _ in above(run):
-                for held in (ancestor.slots, *(ancestor.guards or ())):
-                    for line in held.lines if held is not None else ():
-                        self._lend_from(ancestor, line, granted)
+            for ancestor, _, _ in loans.above(run):
+                self._lend_all_from(ancestor, granted)
         _wake(granted)
         return waiting
 
     def end_wait(self, waiting: Waiting) -> None:
         """Their bodies go on."""
         with self.lock:
-            _ended(waiting.wait, waiting.runs)
+            self._ended(waiting.wait, waiting.runs)
+
+    def _ended(self, wait: Wait, runs: Iterable[Run]) -> None:
+        if isinstance(wait.target, Run) and not wait.target.is_settled:
+            self._cuts += 1
+        for one in runs:
+            one.awaits.remove(wait)
+            if not one.awaits:
+                one.awaits = None
 
     # -- granting -----------------------------------------------------------------------------------------------------
 
@@ -328,7 +334,7 @@ class Limits:
                     continue
             elif not line.is_active:
                 continue
-            lender = lender_of(slots, line) if slots.above else None
+            lender = loans.lender_of(slots, line) if slots.above else None
             if lender is None:
                 return False
             lenders[line] = lender
@@ -344,7 +350,7 @@ class Limits:
             if lender is None:
                 line.hold(slots)
             else:
-                lend(lender, line, slots)
+                loans.lend(lender, line, slots)
         slots.granted = True
         slots.since = self.monotonic()
 
@@ -367,7 +373,18 @@ class Limits:
     def forget(self, slots: Slots) -> None:
         """What was taken comes back by itself."""
         with self.lock:
-            _leave_run(slots)
+            leave_run(slots)
+
+    def refuse(self, name: str, why: str) -> None:
+        """Let the first in a line wait no longer: it would for ever. It gets a `DeadlockError`."""
+        with self.lock:
+            line = self.lines.get(name)
+            first = None if line is None else next(iter(line.waiting), None)
+            if first is None:
+                return
+            turn_away(first, DeadlockError(f"{first.run.name!r} would wait for ever for {first.text()}: {why}"))
+            granted = self._grant_waiting(first.lines)
+        _wake([first, *granted])
 
     def look_again(self, lines: Iterable[Line]) -> None:
         """Grant what can be granted: a time has come, or the store has changed these lines."""
@@ -381,6 +398,7 @@ class Limits:
         changed = list(lines)
         while changed:
             line = changed.pop()
+            is_same = True
             while line.waiting:
                 head = next(iter(line.waiting))
                 if len(head.lines) == 1 and line.has_room(head):
@@ -390,55 +408,33 @@ class Limits:
                     head.since = self.monotonic()
                 elif (head.above or line.decay or len(head.lines) > 1) and self._grant(head):
                     changed.extend(other for other in head.lines if other is not line)
+                elif (is_same or len(head.lines) > 1 or head.count > 1) and (error := deadlocks.found(head)) is not None:
+                    turn_away(head, error)
+                    changed.extend(other for other in head.lines if other is not line)
                 else:
                     break
                 granted.append(head)
+                is_same = False
         return granted
 
-    def _lend_from(self, ancestor: Run, line: Line, granted: list[Slots]) -> None:
+    def _lend_from(self, ancestor: Holder, line: Line, granted: list[Slots]) -> None:
         """Lend what `ancestor` has of a line to the first below it that waits for it, if it may be lent."""
         near = line.near.get(ancestor.number)
-        if not near or not ancestor.awaits or (held := held_in(ancestor, line)) is None:
+        if not near or not ancestor.awaits:
             return
-        if held.lent_to is not None and line in held.lent_to:
-            return
-        for slots in near:
-            if lender_of(slots, line) is held and self._grant(slots):
-                granted.append(slots)
-                granted.extend(self._grant_waiting(other for other in slots.lines if other is not line))
-                return
+        for held in loans.held_in(ancestor, line):
+            if held.lent_to is not None and line in held.lent_to:
+                continue
+            for slots in near:
+                if loans.lender_of(slots, line) is held and self._grant(slots):
+                    granted.append(slots)
+                    granted.extend(self._grant_waiting(other for other in slots.lines if other is not line))
+                    break
 
-
-def not_found(name: str) -> ObjectNotFound:
-    if name.startswith(TAG):
-        return ObjectNotFound(f"there is no concurrency limit for the tag {name.removeprefix(TAG)!r}")
-    return ObjectNotFound(f"there is no global concurrency limit {name!r}")
-
-
-def _leave_run(slots: Slots) -> None:
-    if slots.strand is not None and isinstance(slots.run, Run):
-        slots.run.guards = [one for one in slots.run.guards or () if one is not slots] or None
-
-
-def _is_awaited(run: Run) -> bool:
-    """Whether some run may wait for this one. Read without the lock it is as good: who begins to wait says so first."""
-    flow = run.flow
-    return run.is_awaited or bool(run.waiters) or bool(run.followers) or (flow is not None and bool(flow.awaits))
-
-
-def _ended(wait: Wait, runs: Iterable[Run]) -> None:
-    for one in runs:
-        one.awaits.remove(wait)
-        if not one.awaits:
-            one.awaits = None
-
-
-def _aborted(slots: Slots, line: Line) -> ConcurrencyLimitAborted:
-    who = "code" if isinstance(slots.run, Guest) else "run"
-    what = f"{line.shown} has a concurrency limit of {line.size}"
-    if line.size:
-        return ConcurrencyLimitAborted(f"{who} {slots.run.name!r} wants {slots.count} slots at once, but {what}")
-    return ConcurrencyLimitAborted(f"{who} {slots.run.name!r} was aborted: {what}")
+    def _lend_all_from(self, ancestor: Run, granted: list[Slots]) -> None:
+        for held in (ancestor.slots, *(ancestor.guards or ())):
+            for line in held.lines if held is not None else ():
+                self._lend_from(ancestor, line, granted)
 
 
 def _wake(granted: list[Slots]) -> None:

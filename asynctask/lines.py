@@ -1,23 +1,20 @@
-"""Lines of limits: who holds slots, who waits for some, and who may lend to whom.
+"""Lines of limits: who holds slots of them, and who waits for some, in order.
 
 1. A line is first come, first served. Who needs slots of several lines waits in all of them, and takes all at once.
-2. While a holder waits for its own descendants, its slot may be lent to one of them at a time. Who called a waiting
-   run waits as well. A run whose result others wait for, having its cache key, counts as a descendant of what is above
-   those as well.
-3. A slot that a block took (`concurrency`) is lent only while the code of that block waits, not other code beside it.
-4. Nothing here locks: `limits` does, around all of it.
+2. Nothing here locks: `limits` does, around all of it. Who may lend to whom: see `loans`.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any, TypeAlias
 
 import msgspec
 
-from .limit_records import MOST_SHOWN, NAMED, TAG, place_in_line
+from .errors import ConcurrencyLimitAborted
+from .limit_records import MOST_SHOWN, NAMED, place_in_line, shown_name
 from .runs import Run
 
 #: More slots than anybody takes: the share of a process that shares with nobody.
@@ -121,7 +118,7 @@ class Line:
     def __init__(self, name: str, size: int, *, decay: float = 0.0, is_active: bool = True, share: int = ALL) -> None:
         self.name = name
         #: For people.
-        self.shown = f'tag "{name[len(TAG) :]}"' if name.startswith(TAG) else f'limit "{name}"'
+        self.shown = shown_name(name)
         self.text = f"a slot of {self.shown}"
         self.size = size
         #: Slots that come back by themselves in a second.
@@ -159,7 +156,11 @@ class Line:
 
     def enter(self, slots: Slots) -> None:
         self.waiting[slots] = None
-        for number in slots.above:
+        self.put_below(slots, slots.above)
+
+    def put_below(self, slots: Slots, numbers: Iterable[int]) -> None:
+        """The runs of these numbers are above `slots`, which waits here."""
+        for number in numbers:
             self.near.setdefault(number, OrderedDict())[slots] = None
 
     def leave(self, slots: Slots) -> bool:
@@ -211,92 +212,22 @@ class Line:
         return count
 
 
-# -- lending ------------------------------------------------------------------------------------------------------
+def leave_run(slots: Slots) -> None:
+    """Its run has this block's slots no more."""
+    if slots.strand is not None and isinstance(slots.run, Run):
+        slots.run.guards = [one for one in slots.run.guards or () if one is not slots] or None
 
 
-def above(run: Holder) -> Iterator[tuple[Run, Holder, bool]]:
-    """The runs above `run`, the nearest first, each with the one below it through which it is; see rule 2.
-
-    And whether that is the first one of a way upwards: there is one from `run`, and one from each who follows.
-    """
-    asked: set[int] = set()
-    to_ask: list[Holder] = [run]
-    while to_ask:
-        below = to_ask.pop()
-        ancestor = below.parent
-        is_first = True
-        while True:
-            if below.followers:
-                followers = [seat.run for seat in tuple(below.followers)]
-                to_ask += [one for one in followers if one.number not in asked]
-                asked.update(one.number for one in followers)
-            if ancestor is None:
-                break
-            yield ancestor, below, is_first
-            is_first = False
-            # A settled run has let go of those above it; the flow that owns the run below it is among them, and waits.
-            below, ancestor = ancestor, below.flow if ancestor.is_settled else ancestor.parent
+def turn_away(slots: Slots, why: Exception) -> None:
+    """It waits no longer, and gets nothing."""
+    slots.refused = why
+    for line in slots.lines:
+        line.leave(slots)
 
 
-def held_in(run: Run, line: Line) -> Slots | None:
-    """What a run has of a line, its own or lent."""
-    slots: Slots | None = run.slots  # read once: it may be giving them back
-    if slots is not None and slots.granted and line in slots.lines:
-        return slots
-    for guard in run.guards or ():
-        if guard.granted and line in guard.lines:
-            return guard  # type: ignore[no-any-return]
-    return None
-
-
-def lender_of(slots: Slots, line: Line) -> Slots | None:
-    """The nearest run above that has slots of this line, if it may lend them: it waits, and has lent them to nobody."""
-    is_blocked = False
-    for ancestor, below, is_first in above(slots.run):
-        is_blocked = is_blocked and not is_first
-        held = None if is_blocked else held_in(ancestor, line)
-        if held is None:
-            continue
-        if (held.lent_to is None or line not in held.lent_to) and held.count >= slots.count and _waits(held, below):
-            return held
-        is_blocked = True  # what is nearer has slots, and lends none
-    return None
-
-
-def _waits(held: Slots, below: Holder) -> bool:
-    """Whether what holds these slots waits for its child `below`: called in line, or waited for through a future."""
-    awaits = held.run.awaits or ()
-    if held.strand is not None:
-        return any(wait.strand == held.strand for wait in awaits)
-    return bool(awaits) or not below.is_submitted
-
-
-def lend(lender: Slots, line: Line, borrower: Slots) -> None:
-    if lender.lent_to is None:
-        lender.lent_to = {}
-    if borrower.lender is None:
-        borrower.lender = {}
-    lender.lent_to[line] = borrower
-    borrower.lender[line] = lender
-
-
-def give_up(slots: Slots, line: Line) -> bool:
-    """`slots` has nothing of `line` any more: what it lent passes to the borrower, with whatever stood behind it.
-
-    Whether a loan came back by that, or passed on.
-    """
-    borrower = None if slots.lent_to is None else slots.lent_to.pop(line, None)
-    lender = None if slots.lender is None else slots.lender.pop(line, None)
-    if lender is not None:
-        assert lender.lent_to is not None
-        del lender.lent_to[line]
-    had = line.drop(slots)
-    if borrower is not None:
-        assert borrower.lender is not None
-        del borrower.lender[line]
-        if lender is not None:
-            lend(lender, line, borrower)
-        elif had:
-            line.holders[borrower] = None
-            line.used += borrower.count
-    return borrower is not None or lender is not None
+def aborted(slots: Slots, line: Line) -> ConcurrencyLimitAborted:
+    who = "code" if isinstance(slots.run, Guest) else "run"
+    what = f"{line.shown} has a concurrency limit of {line.size}"
+    if line.size:
+        return ConcurrencyLimitAborted(f"{who} {slots.run.name!r} wants {slots.count} slots at once, but {what}")
+    return ConcurrencyLimitAborted(f"{who} {slots.run.name!r} was aborted: {what}")

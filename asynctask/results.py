@@ -244,14 +244,17 @@ class Keeper:
 
     async def _wait(self, run: Run, seat: Seat, flights: Flights, port: Port) -> None:
         run.blocker = f"run {seat.flight.leader.run.name}, which has the same cache key"
-        lent = port.services.limits.begin_following(run, seat)
+        limits = port.services.limits
+        lent = None
         try:
+            lent = limits.begin_following(run, seat)
             await port.until_called(run, seat)
         except BaseException:
             flights.leave(seat)
             raise
         finally:
-            port.services.limits.end_wait(lent)
+            if lent is not None:
+                limits.end_wait(lent)
         run.blocker = None
 
     async def _take_lock(self, run: Run, keeping: Keeping, port: Port, manager: Any) -> None:

@@ -141,6 +141,7 @@ class Window:
         future = self._submit(value)
         self._room -= 1
         self._flying.append(future)
+        future.run.is_awaited = True
         future.run.when_settled(lambda: self._land(future))
 
     def _land(self, future: TaskFuture[Any]) -> None:

@@ -67,10 +67,13 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "DROP TABLE limits",
         "ALTER TABLE named_limits RENAME TO limits",
         # What each process has of a limit, wants of it, and since when; times are monotonic seconds of this machine.
-        # `told`: when it last told who holds and who waits (`people`, JSON), which it does when asked.
+        # `told`: when it last told who holds and who waits (`people`, JSON), which it does when asked. `needs` (JSON):
+        # what those who hold its slots wait for, see `gridlocks`; when it first told so, and when for the last time.
         """CREATE TABLE slots (
             name TEXT NOT NULL, process TEXT NOT NULL, held INTEGER NOT NULL, wanted INTEGER NOT NULL,
-            since REAL NOT NULL, told REAL NOT NULL DEFAULT 0, people TEXT, PRIMARY KEY (name, process)
+            since REAL NOT NULL, told REAL NOT NULL DEFAULT 0, people TEXT,
+            needs TEXT, first_told REAL NOT NULL DEFAULT 0, last_told REAL NOT NULL DEFAULT 0,
+            PRIMARY KEY (name, process)
         ) WITHOUT ROWID""",
     ),
 )  # fmt: skip

@@ -24,9 +24,10 @@ import msgspec
 
 from .. import rates
 from ..errors import StoreError
-from ..limit_records import MOST_SHOWN, LimitRecord, SlotHolder
+from ..gridlocks import Told, drawn, needs_of, refused
+from ..limit_records import MOST_SHOWN, LimitRecord, SlotHolder, not_found
 from ..limit_views import people
-from ..limits import Limits, not_found
+from ..limits import Limits
 from ..lines import Line, Slots
 from ..shares import Other, Share, comes_first, settled
 from . import bells, sql
@@ -56,6 +57,7 @@ class People(msgspec.Struct, array_like=True):
 
 _encode = msgspec.json.encode
 _decode = msgspec.json.Decoder(People).decode
+_decode_needs = msgspec.json.Decoder(list[list[tuple[str, float]]]).decode
 
 
 class SlotsTable:
@@ -133,14 +135,16 @@ class SlotsTable:
     async def run(self, closing: asyncio.Event) -> None:
         """Settle when there is need, until `closing` is set."""
         rung = self._rung
-        assert rung is not None and self._loop is not None, "it was not opened"
+        loop = self._loop
+        assert rung is not None, "it was not opened"
+        assert loop is not None, "it was not opened"
         stopper = asyncio.ensure_future(_ring_when(closing, rung))
         if self._is_rung:
             rung.set()
         try:
             while not closing.is_set():
                 pause = self._pause()
-                alarm = None if pause is None else self._loop.call_later(pause, rung.set)
+                alarm = None if pause is None else loop.call_later(pause, rung.set)
                 await rung.wait()
                 if alarm is not None:
                     alarm.cancel()
@@ -222,9 +226,8 @@ class SlotsTable:
     async def _settle(self, name: str) -> None:
         self._is_rung = False
         is_asked, self._is_asked = self._is_asked, False
-        dead: list[str] = []
-        if any(line.published for line in list(self._limits.lines.values())):
-            dead = [one for one in self._others if not is_alive(self._folder, one)]
+        is_waiting = any(line.published for line in list(self._limits.lines.values()))
+        dead = [one for one in self._others if not is_alive(self._folder, one)] if is_waiting else []
         paid: list[Slots] = []
         try:
             async with self._database().writing() as writer:
@@ -241,6 +244,7 @@ class SlotsTable:
                 await self._write(writer, name, shares)
                 if is_asked:
                     await self._tell(writer, name)
+                locked = await self._locked(writer, name) if is_waiting else None
         except BaseException:
             for slots in paid:
                 slots.is_paid = False
@@ -252,6 +256,8 @@ class SlotsTable:
                 line.share, line.published, line.foreign = share.held, share.wanted, share.foreign
                 to_tell.update(dict.fromkeys(share.to_tell))
         self._limits.look_again(shares)
+        if locked is not None:
+            self._limits.refuse(*locked)
         self.ring(to_tell)
 
     def _plan(
@@ -354,6 +360,18 @@ class SlotsTable:
         self.ring(names)
         await self.settle()
 
+    async def _locked(self, writer: aiosqlite.Connection, name: str) -> tuple[str, str] | None:
+        """The line whose first one here is to give up, and why; None if nobody waits for ever, or others give up."""
+        now = time.monotonic()
+        with self._limits.lock:
+            needs = {line.name: needs_of(line) for line in self._limits.lines.values() if line.share}
+        for one, several in needs.items():
+            text = None if several is None else _encode(several).decode()
+            await writer.execute(sql.TELL_NEEDS, (text, now, text, now, sql.clean(one), name))
+        rows = [_told_by(row) for row in await writer.execute_fetchall(sql.READ_NEEDS)]
+        line = refused(rows, name)
+        return None if line is None else (line, drawn(rows))
+
     # -- looking ------------------------------------------------------------------------------------------------------
 
     async def read(self, names: Sequence[str] | None) -> list[LimitRecord]:
@@ -413,6 +431,12 @@ class SlotsTable:
             self._failed_at = now
             what = error if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"
             logger.error("Slots of limits cannot be shared: %s. Who waits for one goes on waiting", what)
+
+
+def _told_by(row: Sequence[Any]) -> Told:
+    name, process, held, wanted, since, needs, first_told, last_told = row
+    several = None if needs is None else _decode_needs(needs)
+    return Told(name, process, held, wanted, since, several, first_told, last_told)
 
 
 def _is_next(slots: Slots, line: Line) -> bool:

@@ -140,6 +140,9 @@ READ_PEOPLE = """SELECT slots.name, slots.process, processes.pid, slots.held, sl
     FROM slots JOIN processes ON processes.name = slots.process"""
 TELL_PEOPLE = "UPDATE slots SET told = ?, people = ? WHERE name = ? AND process = ?"
 DELETE_SLOTS = "DELETE FROM slots WHERE name = ? AND process = ?"
+TELL_NEEDS = """UPDATE slots SET needs = ?, last_told = ?,
+    first_told = CASE WHEN needs = ? THEN first_told ELSE ? END WHERE name = ? AND process = ?"""
+READ_NEEDS = "SELECT name, process, held, wanted, since, needs, first_told, last_told FROM slots"
 RESET_LIMIT = "UPDATE limits SET resets = resets + 1, full_at = 0 WHERE name = ?"
 RESET_SLOTS = "UPDATE slots SET held = 0 WHERE name = ?"
 
