@@ -174,14 +174,18 @@ def block_until_settled(run: Run, timeout: float | None, instead: str) -> bool:
 
 def block_until_granted(limits: Limits, slots: Slots, seconds: float | None = None) -> bool:
     """Block this thread until `slots` are granted or refused, at most `seconds`; False if they are not."""
-    end = None if seconds is None else limits.monotonic() + seconds
+    end = None if seconds is None else time.monotonic() + seconds
     while not slots.is_decided:
         ready = threading.Event()
         limits.when_granted(slots, ready.set)
-        pauses = [limits.seconds_until_due(slots), None if end is None else max(0.0, end - limits.monotonic())]
-        block_on(ready, min((one for one in pauses if one is not None), default=None))
+        due = limits.seconds_until_due(slots)
+        if due is not None and limits.clock.is_virtual:
+            limits.clock.advance(due)
+        else:
+            pauses = [due, None if end is None else max(0.0, end - time.monotonic())]
+            block_on(ready, min((one for one in pauses if one is not None), default=None))
         limits.look_again(slots.lines)
-        if end is not None and limits.monotonic() >= end:
+        if end is not None and time.monotonic() >= end:
             break
     return slots.is_decided
 

@@ -35,10 +35,8 @@ def matters(run: Run) -> bool:
     while one is not None:
         if one.is_awaited or one.followers or one.slots is not None or one.guards is not None:
             return True
-        if one.is_submitted:  # the flow that it is in waits for it at its end
-            one = one.flow if one.flow is not None and one.flow.awaits else None
-        else:
-            one = one.parent
+        flow = one.flow  # which waits for what was submitted in it, at its end
+        one = one.parent if not one.is_submitted else flow if flow is not None and flow.awaits else None
     return False
 
 

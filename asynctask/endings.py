@@ -16,6 +16,7 @@ from . import retries
 from .bodies import GENERATORS
 from .errors import ConcurrencyLimitAborted, Interrupted, SerializationError, UpstreamTaskError
 from .loops import is_being_cancelled, is_cancellation, was_cancelled_before
+from .records import retry_message
 from .redact import shown, text_of
 from .runs import Run
 from .states import CANCELLED, COMPLETED, CRASHED, FAILED, PENDING, SCHEDULED, Outcome, State, aggregate
@@ -102,8 +103,8 @@ async def after_failure(
         may_retry = False  # it failed as it cleaned up: another attempt would outlive its own cancellation
     if may_retry and remaining > 0 and retries.is_retried(options, error) and await is_wanted(run, failed, port):
         delay = retries.delay_before(options, attempt, port.services.random, is_flow=spec.is_flow)
-        text = f"{failed.message}; attempt {attempt + 1} of {attempt + remaining} starts in {delay:g} s"
-        run.enter(SCHEDULED, "AwaitingRetry", text)
+        next_one = f"attempt {attempt + 1} of {attempt + remaining}"
+        run.enter(SCHEDULED, "AwaitingRetry", retry_message(failed.message, next_one, delay))
         return delay
     keep_error(run, error)
     run.enter(FAILED, failed.name, failed.message)

@@ -15,11 +15,11 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from . import deadlocks, loans, rates
+from .clocks import Clock
 from .errors import DeadlockError
 from .limit_records import TAG, not_found
 from .lines import ALL, Guest, Holder, Line, Slots, Wait, aborted, leave_run, turn_away
@@ -44,7 +44,7 @@ class Limits:
         self,
         strand: Callable[[], object],
         *,
-        monotonic: Callable[[], float] = time.monotonic,
+        clock: Clock | None = None,
         share_at_first: int = ALL,
     ) -> None:
         self.lock = threading.Lock()
@@ -58,11 +58,12 @@ class Limits:
         self._cuts = 0
         #: Whether the limits that a store keeps are in here yet; see `Store.ready`.
         self.is_known = True
-        self.monotonic = monotonic
+        self.clock = clock or Clock()
+        self.monotonic = self.clock.monotonic
 
     def empty_copy(self) -> Limits:
         """The same limits with nobody in them. Takes no lock, which a thread that a fork left behind may hold."""
-        copy = Limits(self._strand, monotonic=self.monotonic)
+        copy = Limits(self._strand, clock=self.clock)
         for line in list(self.lines.values()):
             copy._add(Line(line.name, line.size, decay=line.decay, is_active=line.is_active))
         return copy
@@ -295,7 +296,7 @@ class Limits:
     def begin_following(self, run: Run, seat: Any) -> Waiting:
         """The same where `run` waits for the result of a stranger, to whom those above it may lend from here on."""
         with self.lock:
-            loans.now_above(seat.flight.leader.run, self.lines.values())
+            loans.note_follower(run, seat.flight.leader.run, self.lines.values())
         waiting = self.begin_wait(
             run, lambda: () if seat.is_called else ((seat.flight.leader.run,),), "the result that another run makes"
         )
@@ -336,6 +337,7 @@ class Limits:
                 continue
             lender = loans.lender_of(slots, line) if slots.above else None
             if lender is None:
+                slots.due = None  # to wait for a time would be to ask again and again
                 return False
             lenders[line] = lender
         if to_pay and (self._share_at_first == 0 or not self.pay(slots, to_pay)):
@@ -408,8 +410,8 @@ class Limits:
                     head.since = self.monotonic()
                 elif (head.above or line.decay or len(head.lines) > 1) and self._grant(head):
                     changed.extend(other for other in head.lines if other is not line)
-                elif (is_same or len(head.lines) > 1 or head.count > 1) and (error := deadlocks.found(head)) is not None:
-                    turn_away(head, error)
+                elif (is_same or len(head.lines) > 1 or head.count > 1) and (why := deadlocks.found(head)) is not None:
+                    turn_away(head, why)
                     changed.extend(other for other in head.lines if other is not line)
                 else:
                     break

@@ -39,15 +39,18 @@ def above(run: Holder) -> Iterator[tuple[Run, Holder, bool]]:
             below, ancestor = ancestor, below.flow if ancestor.is_settled else ancestor.parent
 
 
-def now_above(leader: Run, lines: Iterable[Line]) -> None:
-    """Others follow `leader`: there are more runs above what it, and the runs below it, wait for.
+def note_follower(run: Run, leader: Run, lines: Iterable[Line]) -> None:
+    """`run` follows `leader`: what is above it is now above what that one waits for, and the runs below that one.
 
     Not all who wait are looked at: there may be 100,000 of them, and as many who follow.
     """
+    numbers = [one.number for one, _, _ in above(run)]
+    if not numbers:
+        return
     own = (one for one in (leader.blocker, *(leader.guards or ())) if isinstance(one, Slots) and not one.granted)
     below = (slots for line in lines for slots in line.near.get(leader.number, ()))
     for slots in dict.fromkeys((*own, *below)):
-        more = [one.number for one, _, _ in above(slots.run) if one.number not in slots.above]
+        more = [number for number in numbers if number not in slots.above]
         slots.above = [*slots.above, *more]
         for line in slots.lines:
             if slots in line.waiting:

@@ -73,3 +73,19 @@ def seconds_running(states: Sequence[State]) -> float:
     """Seconds in Running, over all attempts; an attempt under way counts up to its start only."""
     pairs = itertools.pairwise(states)
     return sum(after.time - state.time for state, after in pairs if state.type is RUNNING)
+
+
+def retry_message(failure: str, attempt: str, delay: float) -> str:
+    """What the state of a run that waits for its retry says; `retry_in` reads it."""
+    return f"{failure}; {attempt} starts in {delay:g} s"
+
+
+def retry_in(state: State, now: float) -> str | None:
+    """`retry in 4 s`, for a run in this state; None if it does not wait for a retry."""
+    if state.name != "AwaitingRetry":
+        return None
+    try:
+        seconds = float(state.message.rpartition(" starts in ")[2].removesuffix(" s"))
+    except ValueError:  # of a message as long as that, a store keeps the beginning
+        return state.message
+    return f"retry in {max(0.0, state.time + seconds - now):.0f} s"

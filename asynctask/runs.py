@@ -21,7 +21,7 @@ import msgspec
 
 from .clocks import Clock, Ids
 from .errors import TransitionError
-from .records import TaskRun, attempts, began, ended, seconds_running
+from .records import TaskRun, attempts, began, ended, retry_in, seconds_running
 from .redact import shown_parameters
 from .specs import TaskSpec
 from .states import COMPLETED, Outcome, State, StateType
@@ -302,8 +302,7 @@ class Run(Trace, eq=False, gc=True, weakref=True):
             return f"upstream {blocker.name} ({blocker.state_name})"
         if blocker is not None:
             return str(blocker)
-        last = self.states[-1]
-        return last.message if last.name == "AwaitingRetry" else None
+        return retry_in(self.states[-1], self.journal.now())
 
     def when_settled(self, wake: Callable[[], None]) -> None:
         """Call `wake` once, when the run is settled; at once if it is. From any thread, in whichever settles it."""

@@ -25,7 +25,8 @@ START = 1_767_225_600.0
 class VirtualClock(Clock):
     """A clock that stands still until it is moved. A run that waits for a retry moves it by its delay, and goes on.
 
-    So delays of runs side by side add up. Timeouts are not virtual: they bound real code. Usable from any thread.
+    So delays of runs side by side add up; and who waits for the slots of a `rate_limit` moves it as well, if the
+    store has it: `MemoryStore(clock=clock)`. Timeouts are not virtual: they bound real code. Usable from any thread.
     """
 
     is_virtual = True
@@ -61,7 +62,7 @@ class virtual_time:  # in lower case, as it is read: `with virtual_time() as clo
     def _open(self) -> tuple[Runtime, VirtualClock]:
         clock = VirtualClock(self._start)
         source = random.Random(self._seed)
-        self._runtime = Runtime(name="virtual", store=MemoryStore(), clock=clock, source=source)
+        self._runtime = Runtime(name="virtual", store=MemoryStore(clock=clock), clock=clock, source=source)
         return self._runtime, clock
 
     def __enter__(self) -> VirtualClock:

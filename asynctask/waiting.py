@@ -302,6 +302,9 @@ class Loop:
             seconds = None if slots.due is None else limits.seconds_until_due(slots)
             if seconds is None:
                 await waker.wait()
+            elif limits.clock.is_virtual:
+                limits.clock.advance(seconds)
+                await anyio.lowlevel.checkpoint()
             else:
                 with anyio.move_on_after(seconds):
                     await waker.wait()

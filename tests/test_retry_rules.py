@@ -174,7 +174,8 @@ async def test_a_run_cancelled_while_it_waits_for_its_retry_is_cancelled_at_once
     await asked.wait()
     await anyio.wait_all_tasks_blocked()
     assert future.state.name == "AwaitingRetry"
-    assert "attempt 2 of 4 starts in 600 s" in (future.run.waiting_on or "")
+    assert "attempt 2 of 4 starts in 600 s" in future.state.message
+    assert future.run.waiting_on == "retry in 600 s"
     future.cancel("enough")
     with anyio.fail_after(5):
         with pytest.raises(CancelledRun, match="enough"):

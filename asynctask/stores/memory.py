@@ -38,7 +38,7 @@ class MemoryStore:
 
     def __init__(self, history_size: int | None = None, *, clock: Clock | None = None) -> None:
         self._clock = clock or Clock()
-        self.limits = Limits(strand_here, monotonic=self._clock.monotonic)
+        self.limits = Limits(strand_here, clock=self._clock)
         size = settings.values.history_size if history_size is None else history_size
         self._history: deque[Trace] = deque(maxlen=size)
         self._logs: deque[tuple[int, LogEntry]] = deque(maxlen=size)

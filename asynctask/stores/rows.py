@@ -9,7 +9,7 @@ from uuid import UUID
 
 import msgspec
 
-from ..records import TaskRun, attempts, began, ended, seconds_running
+from ..records import TaskRun, attempts, began, ended, retry_in, seconds_running
 from ..redact import safe_text
 from ..runs import Trace
 from ..specs import TaskSpec
@@ -194,8 +194,8 @@ def crashed(states: str, message: str, now: float) -> tuple[str, float]:
     return history([*before, State(StateType.CRASHED, "Crashed", ended_at, message)]), ended_at
 
 
-def record_of(row: Sequence[Any]) -> TaskRun:
-    """The run that a row of `sql.READ_RUN` or of a list is."""
+def record_of(row: Sequence[Any], now: float) -> TaskRun:
+    """The run that a row of `sql.READ_RUN` or of a list is; `now` is in seconds since the epoch."""
     values = dict(zip(COLUMNS, row, strict=False))
     task_key, task_name = row[len(COLUMNS) :]
     states = _decode_states(values["states"])
@@ -219,7 +219,7 @@ def record_of(row: Sequence[Any]) -> TaskRun:
         start_time=began(states),
         end_time=ended(states),
         total_run_time=seconds_running(states),
-        waiting_on=values["waiting_on"],
+        waiting_on=retry_in(last, now) or values["waiting_on"],
         is_flow=bool(values["is_flow"]),
         error=values["error"],
         result=values["result"],

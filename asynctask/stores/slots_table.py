@@ -25,12 +25,11 @@ import msgspec
 from .. import rates
 from ..errors import StoreError
 from ..gridlocks import Told, drawn, needs_of, refused
-from ..limit_records import MOST_SHOWN, LimitRecord, SlotHolder, not_found
-from ..limit_views import people
+from ..limit_records import LimitRecord, not_found
 from ..limits import Limits
 from ..lines import Line, Slots
 from ..shares import Other, Share, comes_first, settled
-from . import bells, sql
+from . import bells, people, sql
 from .database import Database
 from .guard import is_alive
 
@@ -39,24 +38,12 @@ logger = logging.getLogger("asynctask")
 #: Seconds between two looks at who is alive, for those who wait; of not using slots until they are given back; between
 #: two tries after a failure, and between two reports of one that lasts.
 LOOK, IDLE, AGAIN, REPORT_AGAIN = 0.5, 1.0, 0.5, 60.0
-#: Seconds for which somebody who looks waits for the others to tell who is in their lines, and between two looks.
-TELLING, PAUSE = 0.5, 0.01
 
 #: What a row would say that is not there.
 NOTHING = (0, 0, 0.0)
 
 
-class People(msgspec.Struct, array_like=True):
-    """What a process tells of one line when it is asked."""
-
-    used: int
-    waiting: int
-    holders: list[SlotHolder]
-    line: list[SlotHolder]
-
-
 _encode = msgspec.json.encode
-_decode = msgspec.json.Decoder(People).decode
 _decode_needs = msgspec.json.Decoder(list[list[tuple[str, float]]]).decode
 
 
@@ -243,7 +230,7 @@ class SlotsTable:
                     shares, to_tell = self._plan(name, others, paid)
                 await self._write(writer, name, shares)
                 if is_asked:
-                    await self._tell(writer, name)
+                    await people.tell(writer, self._limits, name, self._now())
                 locked = await self._locked(writer, name) if is_waiting else None
         except BaseException:
             for slots in paid:
@@ -372,58 +359,9 @@ class SlotsTable:
         line = refused(rows, name)
         return None if line is None else (line, drawn(rows))
 
-    # -- looking ------------------------------------------------------------------------------------------------------
-
     async def read(self, names: Sequence[str] | None) -> list[LimitRecord]:
         """These limits (None: all) with their lines, over all processes. Raises `ObjectNotFound`."""
-        database = self._database()
-        limits = await database.read(f"{sql.READ_LIMITS} ORDER BY name")
-        found = {row[0]: row for row in limits}
-        for name in names or ():
-            if sql.clean(name) not in found:
-                raise not_found(name)
-        asked = time.monotonic()
-        others = {row[0] for row in await database.read("SELECT DISTINCT process FROM slots WHERE held + wanted > 0")}
-        alive = {one for one in others if one != self._name and is_alive(self._folder, one)}
-        self.ring(alive, bells.TELL)
-        while True:
-            rows = await database.read(sql.READ_PEOPLE)
-            late = {row[1] for row in rows if row[1] in alive and row[3] + row[4] > 0 and row[5] < asked}
-            if not late or time.monotonic() > asked + TELLING:
-                break
-            await asyncio.sleep(PAUSE)
-        wanted = list(found) if names is None else [sql.clean(name) for name in names]
-        rows = [row for row in rows if row[1] in alive]
-        return [self._record(found[name], [row for row in rows if row[0] == name]) for name in wanted]
-
-    def _record(self, row: Sequence[Any], rows: Iterable[Sequence[Any]]) -> LimitRecord:
-        name, size, decay, is_active, _, full_at = row
-        told = [_decode(one[6]) for one in rows if one[6]]
-        with self._limits.lock:
-            line = self._limits.lines.get(name)
-            if line is not None and self._name is not None:
-                told.append(self._people(line))
-        now = time.monotonic()
-        return LimitRecord(
-            name=name, limit=size, slot_decay_per_second=decay, active=bool(is_active),
-            in_use=rates.in_use(full_at, size, decay, now) if decay else sum(one.used for one in told),
-            waiting=sum(one.waiting for one in told),
-            holders=sorted((one for some in told for one in some.holders), key=lambda one: one.since),
-            line=sorted((one for some in told for one in some.line), key=lambda one: one.since)[:MOST_SHOWN],
-        )  # fmt: skip
-
-    def _people(self, line: Line) -> People:
-        offset = self._now() - time.monotonic()
-        holders = people(islice(line.holders, MOST_SHOWN), offset)
-        return People(line.used, len(line.waiting), holders, people(islice(line.waiting, MOST_SHOWN), offset))
-
-    async def _tell(self, writer: aiosqlite.Connection, name: str) -> None:
-        for line in list(self._limits.lines.values()):
-            if not line.share and not line.waiting:
-                continue
-            with self._limits.lock:
-                text = _encode(self._people(line)).decode()
-            await writer.execute(sql.TELL_PEOPLE, (time.monotonic(), text, sql.clean(line.name), name))
+        return await people.read(self._database(), self._limits, self._folder, self._name, names, self._now())
 
     def _failed(self, error: Exception) -> None:
         now = time.monotonic()

@@ -136,6 +136,7 @@ READ_LIMITS = "SELECT name, size, decay, is_active, resets, full_at FROM limits"
 READ_SLOTS = "SELECT name, process, held, wanted, since FROM slots"
 WRITE_SLOTS = """INSERT INTO slots (name, process, held, wanted, since) VALUES (?, ?, ?, ?, ?)
     ON CONFLICT (name, process) DO UPDATE SET held = excluded.held, wanted = excluded.wanted, since = excluded.since"""
+READ_SHARERS = "SELECT DISTINCT process FROM slots WHERE held > 0 OR wanted > 0"
 READ_PEOPLE = """SELECT slots.name, slots.process, processes.pid, slots.held, slots.wanted, slots.told, slots.people
     FROM slots JOIN processes ON processes.name = slots.process"""
 TELL_PEOPLE = "UPDATE slots SET told = ?, people = ? WHERE name = ? AND process = ?"

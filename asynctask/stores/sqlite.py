@@ -284,7 +284,7 @@ class SQLiteStore:
         rows = await self._read(sql.READ_RUN, (run_id.bytes,))
         if not rows:
             raise ObjectNotFound(f"there is no run {run_id} in {self.path!r}")
-        return record_of(rows[0])
+        return record_of(rows[0], self._clock.now())
 
     async def read_runs(self, which: RunFilter, limit: int, cursor: UUID | None = None) -> list[TaskRun]:
         async def question() -> list[Any]:
@@ -292,7 +292,7 @@ class SQLiteStore:
             query = lists.list_runs(which, await self._known(which), limit, cursor)
             return await self._database.read(query.text, query.values)
 
-        return [record_of(row) for row in await self._desk.ask(question)]
+        return [record_of(row, self._clock.now()) for row in await self._desk.ask(question)]
 
     async def count_runs(self, which: RunFilter) -> int:
         async def question() -> int:
