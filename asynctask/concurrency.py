@@ -91,7 +91,8 @@ class _Limited:
                 await port.ask(port.services.store.ready())
             if port.is_async:
                 with anyio.move_on_after(timeout) if timeout is not None else nullcontext():
-                    await port.until_granted(slots)
+                    while not slots.is_decided:
+                        await port.until_granted(slots)
             else:
                 await self._fetched(slots, port)
                 block_until_granted(limits, slots, timeout)

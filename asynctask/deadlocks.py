@@ -62,11 +62,12 @@ def found(slots: Slots) -> DeadlockError | None:
     """Why who waits for these slots waits for ever, now that others have given back what they had."""
     run = slots.run
     wait = None if isinstance(run, Guest) else next((one for one in waits_of(run) if one.target is slots), None)
-    if wait is not None and matters(wait.run):
-        try:
-            check(wait, 0)
-        except DeadlockError as error:
-            return error.with_traceback(None)
+    if wait is None:
+        return None
+    try:
+        check(wait, 0)  # also if nobody waits for the run: those behind it in line do
+    except DeadlockError as error:
+        return error.with_traceback(None)
     return None
 
 
@@ -167,20 +168,22 @@ def _of_slots(slots: Slots) -> Iterator[Iterator[Node]]:
         first = next(iter(line.waiting))
         # What decays comes back by itself; what other processes hold, nobody here can tell.
         if line.used + slots.count > line.size <= line.share and not line.decay:
-            yield _those_in(line, slots)
-        if first is not slots and not any(holder.run.number in slots.above for holder in line.holders):
-            yield iter([node_of(first)])
+            yield (one for holder in line.holders for one in _using(holder, line, slots))
+        if first is not slots:
+            mine = (one for one in line.holders if one.run.number in slots.above) if slots.above else ()
+            yield iter([*(one for holder in mine for one in _using(holder, line, slots)), node_of(first)])
 
 
-def _those_in(line: Line, slots: Slots) -> Iterator[Node]:
-    """Those by whose end there is room in a line: they hold slots of it, or borrow from a run above."""
-    for holder in line.holders:
-        using = [holder]
-        if holder.lent_to is not None and holder.run.number in slots.above:
-            while using[-1].lent_to is not None and (borrower := using[-1].lent_to.get(line)) is not None:
-                using.append(borrower)
-        for one in reversed(using):  # the last one is at work; those that lend wait for it, and perhaps for many more
-            yield node_of(one)
+def _using(holder: Slots, line: Line, slots: Slots) -> Iterator[Node]:
+    """A holder, and those to whom it has lent if `slots` may borrow of it after them.
+
+    The last one comes first: it is at work; those that lend wait for it, and perhaps for many more.
+    """
+    using = [holder]
+    if holder.lent_to is not None and holder.run.number in slots.above:
+        while using[-1].lent_to is not None and (borrower := using[-1].lent_to.get(line)) is not None:
+            using.append(borrower)
+    return map(node_of, reversed(using))
 
 
 def node_of(slots: Slots) -> Node:

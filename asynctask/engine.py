@@ -332,7 +332,8 @@ async def slots_taken(run: Run, port: Port) -> Slots | None:
             run.enter(SCHEDULED, "AwaitingConcurrencySlot", slots.text())
             lent = limits.begin_wait_for_slots(slots)
             try:
-                await port.until_granted(slots)
+                while not slots.granted and slots.refused is None:
+                    await port.until_granted(slots)
             finally:
                 if lent is not None:
                     limits.end_wait(lent)
@@ -340,6 +341,7 @@ async def slots_taken(run: Run, port: Port) -> Slots | None:
             if slots.refused is not None:
                 raise slots.refused
     except BaseException:  # cancelled while waiting, perhaps just as the slots were granted
+        run.blocker = None
         limits.give(slots)
         raise
     run.slots = slots

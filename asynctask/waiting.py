@@ -110,8 +110,8 @@ class Port(Protocol):
         """The same for the cancelled path: goes on waiting when it is cancelled."""
         ...
 
-    async def until_granted(self, slots: Slots) -> None:
-        """Wait until they are granted or refused."""
+    def until_granted(self, slots: Slots) -> Awaitable[Any]:
+        """Wait until they are granted or refused; or it is time to ask again, which it is if they are neither."""
         ...
 
     async def until_room(self) -> None:
@@ -294,23 +294,22 @@ class Loop:
         group.when_empty(waker.wake)
         await waker.wait()
 
-    async def until_granted(self, slots: Slots) -> None:
+    def until_granted(self, slots: Slots) -> Awaitable[Any]:
+        waker = loops.here().waker()
+        self.services.limits.when_granted(slots, waker.wake)
+        # As a rule no coroutine of ours: a microsecond for each of many that wait in line.
+        return waker.wait() if slots.due is None else self._until_due(slots, waker)
+
+    async def _until_due(self, slots: Slots, waker: loops.Waker) -> None:
         limits = self.services.limits
-        while True:
-            waker = loops.here().waker()
-            limits.when_granted(slots, waker.wake)
-            seconds = None if slots.due is None else limits.seconds_until_due(slots)
-            if seconds is None:
+        seconds = limits.seconds_until_due(slots)
+        if seconds is not None and limits.clock.is_virtual:
+            limits.clock.advance(seconds)
+            await anyio.lowlevel.checkpoint()
+        else:
+            with anyio.move_on_after(seconds):
                 await waker.wait()
-            elif limits.clock.is_virtual:
-                limits.clock.advance(seconds)
-                await anyio.lowlevel.checkpoint()
-            else:
-                with anyio.move_on_after(seconds):
-                    await waker.wait()
-            if slots.granted or slots.refused is not None:
-                return
-            limits.look_again(slots.lines)
+        limits.look_again(slots.lines)
 
     async def until_room(self) -> None:
         waker = loops.here().waker()
