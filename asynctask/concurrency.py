@@ -144,17 +144,21 @@ class concurrency(_Limited):
             )
         self._timeout = timeout_seconds
         self._strict = strict
-        #: What was taken, by the task or thread that did.
-        self._held: list[tuple[object, Limits, Slots | None]] = []
+        #: What was taken, by the task or thread that did; each changes its own entry alone.
+        self._held: dict[object, list[tuple[Limits, Slots | None]]] = {}
 
     async def _enter(self, port: Port) -> None:
         limits, slots = await self._taken(port, self._timeout, self._strict)
-        self._held.append((strand_here(), limits, slots))
+        self._held.setdefault(strand_here(), []).append((limits, slots))
 
     def _leave(self) -> None:
         strand = strand_here()
-        place = next((place for place, one in reversed(list(enumerate(self._held))) if one[0] == strand), -1)
-        _, limits, slots = self._held.pop(place)
+        if strand not in self._held:  # left in another task than entered in, as a generator may be
+            strand = next(reversed(self._held))
+        taken = self._held[strand]
+        limits, slots = taken.pop()
+        if not taken:
+            del self._held[strand]
         if slots is not None:
             limits.give(slots)
 

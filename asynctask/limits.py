@@ -327,15 +327,15 @@ class Limits:
         lenders: dict[Line, Slots] = {}
         to_pay: list[Line] = []
         for line in slots.lines:
-            if line.is_active and next(iter(line.waiting)) is slots:
-                if line.has_room(slots):
-                    continue
-                if line.decay:
-                    to_pay.append(line)
-                    continue
-            elif not line.is_active:
+            if not line.is_active:
                 continue
-            lender = loans.lender_of(slots, line) if slots.above else None
+            is_first = next(iter(line.waiting)) is slots
+            if is_first and line.has_room(slots):
+                continue
+            if is_first and line.decay:
+                to_pay.append(line)
+                continue
+            lender = loans.lender_of(slots, line) if slots.above and not line.decay else None
             if lender is None:
                 slots.due = None  # to wait for a time would be to ask again and again
                 return False
@@ -373,9 +373,11 @@ class Limits:
         return True
 
     def forget(self, slots: Slots) -> None:
-        """What was taken comes back by itself."""
+        """What was taken comes back by itself; but of a limit that has lost its decay meanwhile, it is given back."""
         with self.lock:
             leave_run(slots)
+            granted = self._grant_waiting([line for line in slots.lines if line.drop(slots)])
+        _wake(granted)
 
     def refuse(self, name: str, why: str) -> None:
         """Let the first in a line wait no longer: it would for ever. It gets a `DeadlockError`."""
