@@ -16,6 +16,7 @@ from . import retries
 from .bodies import GENERATORS
 from .errors import ConcurrencyLimitAborted, Interrupted, SerializationError, UpstreamTaskError
 from .loops import is_being_cancelled, is_cancellation, was_cancelled_before
+from .observers import log_retry
 from .records import retry_message
 from .redact import shown, text_of
 from .runs import Run
@@ -105,6 +106,7 @@ async def after_failure(
         delay = retries.delay_before(options, attempt, port.services.random, is_flow=spec.is_flow)
         next_one = f"attempt {attempt + 1} of {attempt + remaining}"
         run.enter(SCHEDULED, "AwaitingRetry", retry_message(failed.message, next_one, delay))
+        log_retry(run)
         return delay
     keep_error(run, error)
     run.enter(FAILED, failed.name, failed.message)

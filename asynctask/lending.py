@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from .limits import Limits, Waiting
+from .limits import Limits
+from .lines import Waiting
 from .runs import Run, current_run
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -54,6 +54,13 @@ class Wait(msgspec.Struct, eq=False):
     #: this had been cut short: ended before what they were for.
     beyond: Run | None = None
     cuts: int = 0
+
+
+class Waiting(NamedTuple):
+    """What `Limits.begin_wait` gives and `end_wait` takes: a wait, and the runs that are in it."""
+
+    wait: Wait
+    runs: list[Run]
 
 
 class Slots(msgspec.Struct, eq=False):

@@ -10,7 +10,7 @@ import logging
 
 from .runs import Run
 from .settings import settings
-from .states import COMPLETED, CRASHED, FAILED, SCHEDULED, State, StateType
+from .states import COMPLETED, CRASHED, FAILED, State, StateType
 
 task_logger = logging.getLogger("asynctask.task_runs")
 flow_logger = logging.getLogger("asynctask.flow_runs")
@@ -38,16 +38,23 @@ def bits_to_log() -> int:
     if settings.values.logging_level is not None:
         logging.getLogger("asynctask").setLevel(settings.values.logging_level)
     wants_all = task_logger.isEnabledFor(logging.DEBUG) or flow_logger.isEnabledFor(logging.DEBUG)
-    return sum(type.bit for type in StateType if wants_all or type in (FAILED, CRASHED, SCHEDULED))
+    return sum(type.bit for type in StateType if wants_all or type in (FAILED, CRASHED))
 
 
 def log_transition(run: Run, state: State) -> None:
-    """Failures and crashes at ERROR, retries at WARNING, everything else at DEBUG."""
+    """Failures and crashes at ERROR, everything else at DEBUG; but retries, see `log_retry`."""
+    if state.name != "AwaitingRetry":
+        _log(run, state, logging.ERROR if state.type is FAILED or state.type is CRASHED else logging.DEBUG)
+
+
+def log_retry(run: Run) -> None:
+    """A retry, at WARNING. Called where it is decided: to be told of its state means to be told of each run that waits
+    for a slot as well."""
+    _log(run, run.states[-1], logging.WARNING)
+
+
+def _log(run: Run, state: State, level: int) -> None:
     logger = flow_logger if run.spec.is_flow else task_logger
-    if state.type is FAILED or state.type is CRASHED:
-        level = logging.ERROR
-    else:
-        level = logging.WARNING if state.name == "AwaitingRetry" else logging.DEBUG
     if not logger.isEnabledFor(level):
         return
     kind = f"{run.spec.what.capitalize()} run"

@@ -248,6 +248,7 @@ async def test_another_store_on_the_file_sees_runs_under_way_within_a_second(tmp
         assert seen[running.task_run_id] == ("Running", None)
         assert seen[pending.task_run_id] == ("Pending", f"upstream {running.name} (Running)")
         assert seen[retry.task_run_id][0] == "AwaitingRetry"
+        assert (seen[retry.task_run_id][1] or "").startswith("retry in ")
         go.set()
         await pending
         began = time.monotonic()

@@ -309,7 +309,7 @@ async def test_runs_under_way_say_what_they_wait_for(store):
             assert run in found
         assert runs[pending.task_run_id].waiting_on == f"upstream {running.name} (Running)"
         assert "narrow" in (runs[slot.task_run_id].waiting_on or "")
-        assert runs[retry.task_run_id].waiting_on
+        assert (runs[retry.task_run_id].waiting_on or "").startswith("retry in 3")
         assert (runs[running.task_run_id].waiting_on, runs[running.task_run_id].parameters) == (None, {})
         go.set()
         await slot
