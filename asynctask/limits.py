@@ -221,7 +221,7 @@ class Limits:
     def _give_all(self, slots: Slots) -> tuple[list[Slots], bool]:
         """The same; and whether other processes are to be told."""
         is_in_need = False
-        came_back: list[tuple[Line, Holder]] = []
+        came_back: list[Holder] = []
         for line in slots.lines:
             was_waiting = line.leave(slots)
             if line.decay and slots.is_paid:  # what has not come back by itself
@@ -234,14 +234,14 @@ class Limits:
             if slots.lender is None and slots.lent_to is None:
                 line.drop(slots)
             elif loans.give_up(slots, line):  # only that can make room for a borrower further back in a line
-                came_back.append((line, slots.run if lender is None else lender.run))
+                came_back.append(slots.run if lender is None else lender.run)
             is_in_need = line.sets_aside() or is_in_need
         slots.granted = slots.is_paid = False
         leave_run(slots)
         granted = self._grant_waiting(slots.lines)
-        for line, lent_by in came_back:  # who borrowed may be settled, and have let go of those above it
+        for lent_by in came_back:  # who borrowed may be settled, and have let go of those above it
             for one in (lent_by, *(ancestor for ancestor, _, _ in loans.above(lent_by))):
-                self._lend_from(one, line, granted)
+                self._lend_from(one, granted)
         return granted, is_in_need
 
     # -- waiting ------------------------------------------------------------------------------------------------------
@@ -280,7 +280,7 @@ class Limits:
                     raise
             if holds:
                 for one in waiting:
-                    self._lend_all_from(one, granted)
+                    self._lend_from(one, granted)
         _wake(granted)
         return Waiting(wait, waiting)
 
@@ -303,7 +303,7 @@ class Limits:
         granted: list[Slots] = []
         with self.lock:
             for ancestor, _, _ in loans.above(run):
-                self._lend_all_from(ancestor, granted)
+                self._lend_from(ancestor, granted)
         _wake(granted)
         return waiting
 
@@ -400,7 +400,16 @@ class Limits:
         """Grant to the heads of lines what can be granted after a change in `lines`."""
         granted: list[Slots] = []
         changed = list(lines)
-        while changed:
+        #: Those for whom what was given back is not enough: it may be that nothing more ever is.
+        left: dict[Slots, None] = {}
+        while changed or left:
+            if not changed:
+                head, _ = left.popitem()
+                if not head.is_decided and (why := deadlocks.found(head)) is not None:
+                    turn_away(head, why)
+                    granted.append(head)
+                    changed.extend(head.lines)
+                continue
             line = changed.pop()
             is_same = True
             while line.waiting:
@@ -412,33 +421,26 @@ class Limits:
                     head.since = self.monotonic()
                 elif (head.above or line.decay or len(head.lines) > 1) and self._grant(head):
                     changed.extend(other for other in head.lines if other is not line)
-                elif (is_same or len(head.lines) > 1 or head.count > 1) and (why := deadlocks.found(head)) is not None:
-                    turn_away(head, why)
-                    changed.extend(other for other in head.lines if other is not line)
                 else:
+                    if is_same or len(head.lines) > 1 or head.count > 1:
+                        left[head] = None
                     break
                 granted.append(head)
                 is_same = False
         return granted
 
-    def _lend_from(self, ancestor: Holder, line: Line, granted: list[Slots]) -> None:
-        """Lend what `ancestor` has of a line to the first below it that waits for it, if it may be lent."""
-        near = line.near.get(ancestor.number)
-        if not near or not ancestor.awaits:
-            return
-        for held in loans.held_in(ancestor, line):
-            if held.lent_to is not None and line in held.lent_to:
-                continue
-            for slots in near:
-                if loans.lender_of(slots, line) is held and self._grant(slots):
-                    granted.append(slots)
-                    granted.extend(self._grant_waiting(other for other in slots.lines if other is not line))
-                    break
-
-    def _lend_all_from(self, ancestor: Run, granted: list[Slots]) -> None:
-        for held in (ancestor.slots, *(ancestor.guards or ())):
-            for line in held.lines if held is not None else ():
-                self._lend_from(ancestor, line, granted)
+    def _lend_from(self, ancestor: Holder, granted: list[Slots]) -> None:
+        """Lend what `ancestor` has to the first ones below it that wait for it, if it may be lent."""
+        for held in (ancestor.slots, *(ancestor.guards or ())) if ancestor.awaits else ():
+            for line in held.lines if held is not None and held.granted else ():
+                near = line.near.get(ancestor.number)
+                if not near or (held.lent_to is not None and line in held.lent_to):
+                    continue
+                for slots in near:
+                    if loans.lender_of(slots, line) is held and self._grant(slots):
+                        granted.append(slots)
+                        granted.extend(self._grant_waiting(other for other in slots.lines if other is not line))
+                        break
 
 
 def _wake(granted: list[Slots]) -> None:

@@ -244,7 +244,7 @@ def release_figures(quick: bool) -> list[Figure]:
 
 #: One of two that fight for a slot: prints when each of its runs was wanted, began and ended, on the shared clock.
 FIGHTER = """
-import asyncio, sys, time
+import asyncio, random, sys, time
 from asynctask import Runtime, task
 
 stamps = []
@@ -252,7 +252,7 @@ stamps = []
 @task(tags=["single"])
 async def limited(wanted):
     start = time.monotonic_ns()
-    await asyncio.sleep(0.002)
+    await asyncio.sleep(random.uniform(0, 0.008))  # of any length: a release may come at any moment of the other's wait
     stamps.append((wanted, start, time.monotonic_ns()))
 
 async def main(url, count, waits):
@@ -266,6 +266,7 @@ async def main(url, count, waits):
         else:
             await asyncio.to_thread(sys.stdin.readline)
         for _ in range(count):
+            await asyncio.sleep(random.uniform(0, 0.004))
             await limited(time.monotonic_ns())
     print(*(number for stamp in stamps for number in stamp))
 

@@ -1,6 +1,7 @@
 """Tag limits: how many runs with a tag are Running at once, and who is next."""
 
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,8 +10,11 @@ from typing import Any
 import anyio
 import pytest
 
-from asynctask import get_client, tags, task
+from asynctask import Runtime, State, StateType, get_client, tags, task
 from asynctask.errors import BlockingWaitError, CancelledRun
+from asynctask.records import retry_in, retry_message
+from asynctask.stores.memory import MemoryStore
+from asynctask.testing import VirtualClock
 from testkit import Inside, fresh, limit_of, set_limit, until
 
 
@@ -293,6 +297,60 @@ async def test_what_a_waiting_run_waits_for_can_be_read():
         await holder
 
 
+async def test_why_a_run_waits_is_told_as_it_is_now():
+    """The upstream; the place in line, and who holds the slots for how long; the seconds left."""
+    go, failed = anyio.Event(), anyio.Event()
+
+    @task(tags=["db"], task_run_name="{name}")
+    async def work(name: str) -> None:
+        await go.wait()
+
+    @task(retries=1, retry_delay_seconds=3600)
+    async def flaky() -> None:
+        failed.set()
+        raise ValueError("no")
+
+    @task
+    async def after(value: None) -> None:
+        pass
+
+    clock = VirtualClock()
+    async with Runtime(store=MemoryStore(clock=clock)) as rt:
+        await set_limit("db", 1)
+        futures = []
+        for place, name in enumerate(("Y", "a", "b", "c")):
+            futures.append(work.submit(name))
+            await until(lambda: futures[-1].state.is_running() or limit_of(rt, "db").waiting == place)  # noqa: B023
+        upstream = after.submit(futures[3])
+        sleeping = flaky.submit()
+        await until(lambda: sleeping.state.name == "AwaitingRetry" and upstream.run.awaits)
+        clock.advance(12)
+
+        def told(future: Any) -> str | None:
+            return next(run.waiting_on for run in rt.runs if run.id == future.task_run_id)
+
+        assert told(futures[3]) == 'tag "db", third in line, held by Y for 12 s'
+        assert told(upstream) == "upstream c (AwaitingConcurrencySlot)"
+        assert re.fullmatch(r"retry in 3(600|59\d) s", told(sleeping) or "")
+        sleeping.cancel()
+        go.set()
+        for future in futures:
+            await future
+        await upstream
+        assert futures[3].run.waiting_on is None
+
+
+async def test_the_seconds_until_a_retry_are_those_that_are_left():
+    state = State(type=StateType.SCHEDULED, name="AwaitingRetry", time=100.0, message=retry_message("no", "2 of 3", 4))
+    assert [retry_in(state, now) for now in (100.0, 101.2, 104.0, 200.0)] == [
+        "retry in 4 s", "retry in 3 s", "retry in 0 s", "retry in 0 s",
+    ]  # fmt: skip
+    assert (
+        retry_in(State(type=StateType.SCHEDULED, name="AwaitingRetry", time=1.0, message="cut off"), 2.0) == "cut off"
+    )
+    assert retry_in(State(type=StateType.RUNNING, name="Running", time=1.0, message="starts in 4 s"), 2.0) is None
+
+
 # -- when a slot is held -------------------------------------------------------------------------------------------
 
 
@@ -339,6 +397,51 @@ async def test_a_run_holds_no_slot_while_it_waits_for_its_retry():
         sleeping.cancel()
         with pytest.raises(CancelledRun):
             await sleeping
+
+
+async def test_a_cache_hit_and_a_run_that_waits_for_its_key_take_no_slot():
+    go = anyio.Event()
+    began: list[int] = []
+
+    @task(tags=["db"], cache_key_fn=lambda context, parameters: str(parameters["key"]))
+    async def cached(key: int) -> int:
+        began.append(key)
+        if key == 2:
+            await go.wait()
+        return key
+
+    async with fresh() as rt:
+        await set_limit("db", 1)
+        assert await cached(1) == 1
+        leader = cached.submit(2)
+        await until(lambda: began == [1, 2])
+        follower = cached.submit(2)
+        await until(lambda: follower.run.awaits)
+        assert limit_of(rt, "db").waiting == 0
+        with anyio.fail_after(5):
+            hit = cached.submit(1)
+            assert await hit == 1  # though the only slot is taken
+        assert [state.name for state in hit.run.states] == ["Pending", "Cached"]
+        go.set()
+        assert (await leader, await follower) == (2, 2)
+    assert began == [1, 2]
+
+
+async def test_a_run_that_waits_for_a_child_keeps_no_slot_from_it():
+    @task(tags=["db"])
+    async def child() -> str:
+        return "child"
+
+    @task(tags=["db"])
+    async def parent() -> str:
+        result: str = await child.submit()
+        return result
+
+    async with fresh() as rt:
+        await set_limit("db", 1)
+        with anyio.fail_after(5):
+            assert await parent.submit() == "child"
+        assert limit_of(rt, "db").in_use == 0
 
 
 async def test_a_sync_call_on_the_loop_that_would_wait_for_a_slot_says_what_to_write():
