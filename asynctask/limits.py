@@ -16,21 +16,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from . import deadlocks, loans, rates
 from .clocks import Clock
 from .errors import DeadlockError
 from .limit_records import TAG, not_found
-from .lines import ALL, Guest, Holder, Line, Slots, Wait, aborted, leave_run, turn_away
+from .lines import ALL, Guest, Holder, Line, Slots, Wait, Waiting, aborted, leave_run, turn_away
 from .runs import Run
-
-
-class Waiting(NamedTuple):
-    """What `begin_wait` gives and `end_wait` takes: a wait, and the runs that are in it."""
-
-    wait: Wait
-    runs: list[Run]
 
 
 class Limits:
@@ -40,14 +33,9 @@ class Limits:
     fills `Line.share`, and is called when that does not do (`on_need`), or when something is to be given back.
     """
 
-    def __init__(
-        self,
-        strand: Callable[[], object],
-        *,
-        clock: Clock | None = None,
-        share_at_first: int = ALL,
-    ) -> None:
-        self.lock = threading.Lock()
+    def __init__(self, strand: Callable[[], object], *, clock: Clock | None = None, share_at_first: int = ALL) -> None:
+        #: One that tells whether this thread has it: the garbage collector may close a generator task anywhere.
+        self.lock: Any = threading.RLock()
         self.lines: dict[str, Line] = {}
         #: The same, by tag.
         self._by_tag: dict[str, Line] = {}
@@ -70,7 +58,7 @@ class Limits:
 
     def begin_anew(self) -> None:
         """In a forked child: no limits. Takes no lock either."""
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.lines = {}
         self._by_tag = {}
 
@@ -203,6 +191,9 @@ class Limits:
 
     def give(self, slots: Slots) -> None:
         """Give back what was taken, or leave the line; the next in line is woken before this returns."""
+        if self.lock._is_owned():
+            _afterwards(self.give, slots)
+            return
         is_in_need = False
         with self.lock:
             line = slots.lines[0]
@@ -309,6 +300,9 @@ class Limits:
 
     def end_wait(self, waiting: Waiting) -> None:
         """Their bodies go on."""
+        if self.lock._is_owned():
+            _afterwards(self.end_wait, waiting)
+            return
         with self.lock:
             self._ended(waiting.wait, waiting.runs)
 
@@ -342,10 +336,6 @@ class Limits:
             lenders[line] = lender
         if to_pay and (self._share_at_first == 0 or not self.pay(slots, to_pay)):
             return False
-        self._give_to(slots, lenders)
-        return True
-
-    def _give_to(self, slots: Slots, lenders: dict[Line, Slots]) -> None:
         for line in slots.lines:
             line.leave(slots)
             lender = lenders.get(line)
@@ -355,6 +345,7 @@ class Limits:
                 loans.lend(lender, line, slots)
         slots.granted = True
         slots.since = self.monotonic()
+        return True
 
     def pay(self, slots: Slots, lines: Sequence[Line]) -> bool:
         """Take slots of limits that decay, if it is time; else `slots.due` says when it will be."""
@@ -432,7 +423,9 @@ class Limits:
     def _lend_from(self, ancestor: Holder, granted: list[Slots]) -> None:
         """Lend what `ancestor` has to the first ones below it that wait for it, if it may be lent."""
         for held in (ancestor.slots, *(ancestor.guards or ())) if ancestor.awaits else ():
-            for line in held.lines if held is not None and held.granted else ():
+            if held is None or not held.granted:
+                continue
+            for line in held.lines:
                 near = line.near.get(ancestor.number)
                 if not near or (held.lent_to is not None and line in held.lent_to):
                     continue
@@ -441,6 +434,11 @@ class Limits:
                         granted.append(slots)
                         granted.extend(self._grant_waiting(other for other in slots.lines if other is not line))
                         break
+
+
+def _afterwards(method: Callable[[Any], None], argument: Any) -> None:
+    """Call it once this thread is through with what it does here."""
+    threading.Thread(target=method, args=(argument,), name="asynctask-slots").start()
 
 
 def _wake(granted: list[Slots]) -> None:

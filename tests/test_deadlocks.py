@@ -21,6 +21,7 @@ from asynctask import (
 )
 from asynctask.errors import DeadlockError
 from asynctask.stores.memory import MemoryStore
+from asynctask.stores.sqlite import SQLiteStore
 from testkit import until
 
 COLOURS = ("async", "sync")
@@ -658,6 +659,37 @@ async def test_a_ring_through_the_line_of_a_limit_whose_slots_come_back_by_thems
         await until(lambda: rt.limits.lines["pace"].waiting)
         may_go_on.set()
         assert sorted(await ended(first, last)) == ["Completed", "DeadlockError"]
+        assert_nothing_left(rt)
+
+
+@pytest.mark.parametrize("ring", ["in one run", "crosswise", "more than is left"])
+async def test_rings_in_one_process_are_found_where_processes_share_the_limits(tmp_path, ring):
+    go, futures = anyio.Event(), Futures()
+
+    async def block(first: str, second: str, occupy: int = 1) -> None:
+        async with concurrency(first):
+            await go.wait()
+            async with concurrency(second, occupy=occupy):
+                pass
+
+    async def passes() -> None:
+        async with concurrency("c"):
+            await go.wait()
+
+    async with Runtime(store=SQLiteStore(tmp_path / "runs.db")) as rt, get_client() as client:
+        for name, size in {"a": 1, "b": 1, "c": 3}.items():
+            await client.create_global_concurrency_limit(name, size)
+        if ring == "in one run":
+            futures["one"] = task(block).submit("a", "a")
+        elif ring == "crosswise":
+            futures["one"], futures["two"] = task(block).submit("a", "b"), task(block).submit("b", "a")
+        else:  # it holds one of three, and wants three; the other one that holds one ends
+            futures["one"], futures["two"] = task(block).submit("c", "c", 3), task(passes).submit()
+        held = {"in one run": 1, "crosswise": 2, "more than is left": 2}[ring]
+        await until(lambda: sum(line.used for line in rt.limits.lines.values()) == held)
+        go.set()
+        names = await ended(*futures.values())
+        assert sorted(names) == sorted(["DeadlockError", *["Completed"] * (len(futures) - 1)])
         assert_nothing_left(rt)
 
 

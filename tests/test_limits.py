@@ -1,5 +1,7 @@
 """Tag limits: how many runs with a tag are Running at once, and who is next."""
 
+import contextvars
+import gc
 import random
 import re
 import threading
@@ -13,6 +15,7 @@ import pytest
 from asynctask import Runtime, State, StateType, get_client, tags, task
 from asynctask.errors import BlockingWaitError, CancelledRun
 from asynctask.records import retry_in, retry_message
+from asynctask.scopes import current_runtime
 from asynctask.stores.memory import MemoryStore
 from asynctask.testing import VirtualClock
 from testkit import Inside, fresh, limit_of, set_limit, until
@@ -320,7 +323,7 @@ async def test_why_a_run_waits_is_told_as_it_is_now():
         futures = []
         for place, name in enumerate(("Y", "a", "b", "c")):
             futures.append(work.submit(name))
-            await until(lambda: futures[-1].state.is_running() or limit_of(rt, "db").waiting == place)  # noqa: B023
+            await until(lambda: limit_of(rt, "db").in_use + limit_of(rt, "db").waiting > place)  # noqa: B023
         upstream = after.submit(futures[3])
         sleeping = flaky.submit()
         await until(lambda: sleeping.state.name == "AwaitingRetry" and upstream.run.awaits)
@@ -465,6 +468,58 @@ async def test_a_sync_call_on_the_loop_that_would_wait_for_a_slot_says_what_to_w
         go.set()
         await held
         assert inline() == "ran"
+
+
+def test_a_generator_that_the_garbage_collector_closes_while_somebody_takes_a_slot_gives_its_own_back():
+    """Anything that is made may set the collector off, also while the limits are locked, by the same thread."""
+    store = MemoryStore()
+    store.limits.set("tag:db", 2)
+    monotonic = store.limits.monotonic
+    done: list[str] = []
+    is_due = False
+
+    def collecting() -> float:
+        nonlocal is_due
+        if is_due:
+            is_due = False
+            gc.collect()
+        return monotonic()
+
+    store.limits.monotonic = collecting
+
+    @task(tags=["db"])
+    def rows() -> Iterator[int]:
+        yield 1
+        yield 2
+
+    @task(tags=["db"])
+    def work() -> str:
+        return "ran"
+
+    def call() -> None:
+        nonlocal is_due
+        ring: list[Any] = [rows()]
+        next(ring[0])
+        ring.append(ring)
+        del ring
+        is_due = True
+        done.append(work())
+
+    runtime = Runtime(store=store)
+    token = current_runtime.set(runtime)
+    try:
+        thread = threading.Thread(target=contextvars.copy_context().run, args=(call,), daemon=True)
+        thread.start()
+        thread.join(5)
+        assert done == ["ran"]
+        for _ in range(1000):
+            if not store.limits.lines["tag:db"].used:
+                break
+            time.sleep(0.005)
+        assert store.limits.lines["tag:db"].used == 0
+    finally:
+        current_runtime.reset(token)
+        runtime.close()
 
 
 # -- at random -----------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The rows by which stores share slots: what happens while they are read and written."""
 
+import time
 from typing import Any
 
 import anyio
@@ -32,14 +33,14 @@ async def test_a_slot_given_back_while_its_store_learns_that_another_waits_goes_
         line, table = one.limits.lines["tag:db"], one.store._slots  # type: ignore[attr-defined]
         write, written = table._write, []
 
-        async def write_after_the_release(writer: Any, name: str, shares: Any) -> None:
-            """At the store's desk, between its plan and the end of the transaction."""
-            if shares[line].foreign is not None and not written:
-                written.append(shares[line])
+        def write_after_the_release(connection: Any, work: Any) -> None:
+            """In the library's thread, between the plan and the end of the transaction."""
+            if work.shares[line].foreign is not None and not written:
+                written.append(work.shares[line])
                 loop.call_soon(may_end.set)
                 while line.used:
-                    await anyio.sleep(0.001)
-            await write(writer, name, shares)
+                    time.sleep(0.001)
+            write(connection, work)
 
         monkeypatch.setattr(table, "_write", write_after_the_release)
         async with Runtime(store=SQLiteStore(tmp_path / "runs.db")):

@@ -301,6 +301,12 @@ async def execute_all(writer: aiosqlite.Connection, queries: Iterable[Query]) ->
             await asyncio.gather(running, return_exceptions=True)
 
 
+async def in_one_step(writer: aiosqlite.Connection, work: Callable[[sqlite3.Connection], None]) -> None:
+    """Call `work` with the library's own connection, in its thread."""
+    library: Any = writer  # the library has no public name for what all its methods do
+    await library._execute(work, library._conn)
+
+
 async def one(connection: aiosqlite.Connection, text: str, values: Sequence[Any] = ()) -> Any:
     """The first value of the first row."""
     rows = list(await connection.execute_fetchall(text, values))

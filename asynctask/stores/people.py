@@ -7,12 +7,12 @@ stopped perhaps, is shown as it last told.
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
-import aiosqlite
 import msgspec
 
 from .. import rates
@@ -41,13 +41,13 @@ _encode = msgspec.json.encode
 _decode = msgspec.json.Decoder(People).decode
 
 
-async def tell(writer: aiosqlite.Connection, limits: Limits, process: str, wall: float) -> None:
+def tell(connection: sqlite3.Connection, limits: Limits, process: str, wall: float) -> None:
     """Write down who is in the lines of this process; `wall` is the time now, in seconds since the epoch."""
     for line in list(limits.lines.values()):
         if line.share or line.waiting:
             with limits.lock:
                 text = _encode(_people(line, wall)).decode()
-            await writer.execute(sql.TELL_PEOPLE, (time.monotonic(), text, sql.clean(line.name), process))
+            connection.execute(sql.TELL_PEOPLE, (time.monotonic(), text, sql.clean(line.name), process))
 
 
 async def read(

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -30,7 +32,7 @@ from ..limits import Limits
 from ..lines import Line, Slots
 from ..shares import Other, Share, comes_first, settled
 from . import bells, people, sql
-from .database import Database
+from .database import Database, in_one_step
 from .guard import is_alive
 
 logger = logging.getLogger("asynctask")
@@ -39,8 +41,27 @@ logger = logging.getLogger("asynctask")
 #: two tries after a failure, and between two reports of one that lasts.
 LOOK, IDLE, AGAIN, REPORT_AGAIN = 0.5, 1.0, 0.5, 60.0
 
-#: What a row would say that is not there.
-NOTHING = (0, 0, 0.0)
+#: Of so many looks one settles as well, lest anything was missed.
+LOOKS = 10
+#: What a row would say that is not there; and what one says that we do not know.
+NOTHING, UNKNOWN = (0, 0, 0.0), (-1, -1, -1.0)
+
+
+class _Work:
+    """One settling, as it goes on."""
+
+    def __init__(self, name: str, is_asked: bool, is_waiting: bool) -> None:
+        self.name = name
+        self.is_asked = is_asked
+        self.is_waiting = is_waiting
+        self.shares: dict[Line, Share] = {}
+        #: Of what decays: when it is full again, and what of that was given back since the store was told.
+        self.fulls: dict[Line, tuple[float, float]] = {}
+        self.paid: list[Slots] = []
+        self.others: set[str] = set()
+        #: Whom to ring afterwards.
+        self.to_tell: dict[str, None] = {}
+        self.refused: tuple[str, str] | None = None
 
 
 _encode = msgspec.json.encode
@@ -81,6 +102,7 @@ class SlotsTable:
         #: One at a time: what is planned by one, and written, is handed out before the next one plans.
         self._settling: asyncio.Lock
         self._is_rung = False
+        self._is_heard = False
         self._is_asked = False
         #: Processes that had or wanted slots when we looked last.
         self._others: set[str] = set()
@@ -121,6 +143,7 @@ class SlotsTable:
 
     async def run(self, closing: asyncio.Event) -> None:
         """Settle when there is need, until `closing` is set."""
+        looks = 0
         rung = self._rung
         loop = self._loop
         assert rung is not None, "it was not opened"
@@ -138,6 +161,10 @@ class SlotsTable:
                 rung.clear()
                 if closing.is_set():
                     break
+                looks += 1
+                if not self._has_reason() and looks % LOOKS:
+                    continue
+                looks = 0
                 try:
                     await self.settle()
                 except Exception as error:  # deliberate: told, and tried again; who waits goes on waiting
@@ -181,7 +208,20 @@ class SlotsTable:
             if name != self._name:
                 bells.ring(self._folder, name, what)
 
+    def _has_reason(self) -> bool:
+        """Whether there is something to settle: we were woken for it, or a time has come, or somebody has died."""
+        if self._is_rung or self._is_heard or self._failed_at is not None:
+            return True
+        now = time.monotonic()
+        if (self._due is not None and self._due <= now) or (self._idle_at is not None and self._idle_at <= now):
+            return True
+        lines = list(self._limits.lines.values())
+        if any(line.published for line in lines) and any(line.used and not line.decay for line in lines):
+            return True  # who holds and waits may be in a gridlock
+        return bool(self._dead())
+
     def _heard(self, what: bytes) -> None:
+        self._is_heard = True
         self._is_asked = self._is_asked or bells.TELL in what
         if self._rung is not None:
             self._rung.set()
@@ -211,69 +251,82 @@ class SlotsTable:
             await self._settle(name)
 
     async def _settle(self, name: str) -> None:
-        self._is_rung = False
+        self._is_rung = self._is_heard = False
         is_asked, self._is_asked = self._is_asked, False
         is_waiting = any(line.published for line in list(self._limits.lines.values()))
-        dead = [one for one in self._others if not is_alive(self._folder, one)] if is_waiting else []
-        paid: list[Slots] = []
+        dead = self._dead() if is_waiting else []
+        work = _Work(name, is_asked, is_waiting)
         try:
             async with self._database().writing() as writer:
                 if dead:
                     await self._bury(writer, dead)
-                await self.load(writer)
-                rows = await writer.execute_fetchall(sql.READ_SLOTS)
-                others: dict[str, list[Other]] = {}
-                for row in rows:
-                    if row[1] != name:
-                        others.setdefault(row[0], []).append(Other(row[1], row[2], row[3], row[4]))
-                with self._limits.lock:
-                    shares, to_tell = self._plan(name, others, paid)
-                await self._write(writer, name, shares)
-                if is_asked:
-                    await people.tell(writer, self._limits, name, self._now())
-                locked = await self._locked(writer, name) if is_waiting else None
+                # In one step of the library's thread: each is a hop there and back, for which others wait who have
+                # to settle as well; where three processes computed all the time, that was a second.
+                await in_one_step(writer, partial(self._exchange, work))
         except BaseException:
-            for slots in paid:
+            for slots in work.paid:
                 slots.is_paid = False
+            self._wrote = dict.fromkeys(self._limits.lines, UNKNOWN)
+            self._is_asked = self._is_asked or is_asked
             raise
-        self._others = {one.process for several in others.values() for one in several}
+        self._others = work.others
         self._failed_at = None
         with self._limits.lock:
-            for line, share in shares.items():
+            for line, share in work.shares.items():
                 line.share, line.published, line.foreign = share.held, share.wanted, share.foreign
-                to_tell.update(dict.fromkeys(share.to_tell))
-        self._limits.look_again(shares)
-        if locked is not None:
-            self._limits.refuse(*locked)
-        self.ring(to_tell)
+                work.to_tell.update(dict.fromkeys(share.to_tell))
+            for line, (_, refund) in work.fulls.items():
+                line.refund -= refund
+        self._limits.look_again(work.shares)
+        if work.refused is not None:
+            self._limits.refuse(*work.refused)
+        self.ring(work.to_tell)
 
-    def _plan(
-        self, name: str, others: dict[str, list[Other]], paid: list[Slots]
-    ) -> tuple[dict[Line, Share], dict[str, None]]:
+    def _dead(self) -> list[str]:
+        return [one for one in self._others if not is_alive(self._folder, one)]
+
+    def _exchange(self, work: _Work, connection: sqlite3.Connection) -> None:
+        """Read what others have and want, decide, and write what we have and want; in the library's thread."""
+        self._load(connection)
+        others: dict[str, list[Other]] = {}
+        for limit, process, held, wanted, since in connection.execute(sql.READ_SLOTS):
+            if process != work.name:
+                others.setdefault(limit, []).append(Other(process, held, wanted, since))
+                work.others.add(process)
+        with self._limits.lock:
+            self._plan(others, work)
+        self._write(connection, work)
+        if work.is_asked:
+            people.tell(connection, self._limits, work.name, self._now())
+        if work.is_waiting:
+            work.refused = self._gridlocked(connection, work.name)
+
+    def _plan(self, others: dict[str, list[Other]], work: _Work) -> None:
         """What each line is to have. What is to be given up is not handed out from here on."""
-        shares: dict[Line, Share] = {}
-        to_tell: dict[str, None] = {}
         is_idle = self._is_idle()
         self._due = None
-        for line in self._limits.lines.values():
-            there = others.get(line.name, [])
+        lines = self._limits.lines.values()
+        for line in lines:
             if not line.decay:
-                share = settled(line, there, name, is_idle=is_idle and self._turns.get(line.name) == line.turns)
+                is_unused = is_idle and self._turns.get(line.name) == line.turns
+                share = settled(line, others.get(line.name, []), work.name, is_idle=is_unused)
                 line.share = min(line.share, share.held)
-                shares[line] = share
-        for line in self._limits.lines.values():
-            there = others.get(line.name, [])
+                # Now, not once it is written: a slot that is given back meanwhile would tell nobody, and lie about.
+                line.foreign = share.foreign
+                work.shares[line] = share
+        for line in lines:
             if line.decay:
-                if comes_first(line, there, name):
-                    self._pay(line, paid)
+                there = others.get(line.name, [])
+                if comes_first(line, there, work.name):
+                    self._pay(line, work.paid)
                 left = [slots for slots in islice(line.waiting, line.size) if not slots.is_paid]
                 wanted = sum(slots.count for slots in left)
-                shares[line] = Share(0, wanted, left[0].came if left else 0.0, None, [])
-                if self._wrote.get(line.name, NOTHING)[1:] != (wanted, shares[line].since):
+                share = work.shares[line] = Share(0, wanted, left[0].came if left else 0.0, None, [])
+                work.fulls[line] = (line.full, line.refund)
+                if self._wrote.get(line.name, NOTHING)[1:] != (wanted, share.since):
                     waiting = [one for one in there if one.wanted]
-                    to_tell.update(dict.fromkeys(one.process for one in sorted(waiting, key=_by_since)[:1]))
-        self._turns = {line.name: line.turns for line in self._limits.lines.values()}
-        return shares, to_tell
+                    work.to_tell.update(dict.fromkeys(one.process for one in sorted(waiting, key=_by_since)[:1]))
+        self._turns = {line.name: line.turns for line in lines}
 
     def _is_idle(self) -> bool:
         """Whether it is time to give back what was not used since the last time."""
@@ -302,25 +355,24 @@ class SlotsTable:
             slots.is_paid = True
             paid.append(slots)
 
-    async def _write(self, writer: aiosqlite.Connection, name: str, shares: dict[Line, Share]) -> None:
+    def _write(self, connection: sqlite3.Connection, work: _Work) -> None:
         """Our rows, as far as they have changed, and what decays."""
-        for line, share in shares.items():
+        for line, share in work.shares.items():
             row = (share.held, share.wanted, share.since)
             if self._wrote.get(line.name, NOTHING) != row:
                 if row == NOTHING:
-                    await writer.execute(sql.DELETE_SLOTS, (sql.clean(line.name), name))
+                    connection.execute(sql.DELETE_SLOTS, (sql.clean(line.name), work.name))
                 else:
-                    await writer.execute(sql.WRITE_SLOTS, (sql.clean(line.name), name, *row))
-            if line.decay:
-                await writer.execute("UPDATE limits SET full_at = ? WHERE name = ?", (line.full, sql.clean(line.name)))
-                line.refund = 0.0
+                    connection.execute(sql.WRITE_SLOTS, (sql.clean(line.name), work.name, *row))
             self._wrote[line.name] = row
+        for line, (full, _) in work.fulls.items():
+            connection.execute(sql.WRITE_FULL, (full, sql.clean(line.name)))
 
-    async def load(self, writer: aiosqlite.Connection) -> None:
+    def _load(self, connection: sqlite3.Connection) -> None:
         """The limits as they are now."""
         now = time.monotonic()
         known = dict(self._limits.lines)
-        for name, size, decay, is_active, resets, full_at in await writer.execute_fetchall(sql.READ_LIMITS):
+        for name, size, decay, is_active, resets, full_at in connection.execute(sql.READ_LIMITS).fetchall():
             line = known.pop(name, None)
             if line is None or (line.size, line.decay, line.is_active) != (size, decay, bool(is_active)):
                 self._limits.set(name, size, decay=decay, is_active=bool(is_active))
@@ -329,8 +381,9 @@ class SlotsTable:
                 self._limits.reset(name)
             line = self._limits.lines[name]
             line.resets = resets
-            # Later than that it cannot be, but for a machine that was started anew.
-            line.full = min(full_at, now + size / decay) - line.refund if decay else 0.0
+            with self._limits.lock:
+                # Later than that it cannot be, but for a machine that was started anew.
+                line.full = min(full_at, now + size / decay) - line.refund if decay else 0.0
         for name in known:
             self._limits.delete(name)
         self._limits.is_known = True
@@ -347,15 +400,15 @@ class SlotsTable:
         self.ring(names)
         await self.settle()
 
-    async def _locked(self, writer: aiosqlite.Connection, name: str) -> tuple[str, str] | None:
+    def _gridlocked(self, connection: sqlite3.Connection, name: str) -> tuple[str, str] | None:
         """The line whose first one here is to give up, and why; None if nobody waits for ever, or others give up."""
         now = time.monotonic()
         with self._limits.lock:
             needs = {line.name: needs_of(line) for line in self._limits.lines.values() if line.share}
         for one, several in needs.items():
             text = None if several is None else _encode(several).decode()
-            await writer.execute(sql.TELL_NEEDS, (text, now, text, now, sql.clean(one), name))
-        rows = [_told_by(row) for row in await writer.execute_fetchall(sql.READ_NEEDS)]
+            connection.execute(sql.TELL_NEEDS, (text, now, text, now, sql.clean(one), name))
+        rows = [_told_by(row) for row in connection.execute(sql.READ_NEEDS)]
         line = refused(rows, name)
         return None if line is None else (line, drawn(rows))
 

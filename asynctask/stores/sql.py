@@ -139,6 +139,7 @@ WRITE_SLOTS = """INSERT INTO slots (name, process, held, wanted, since) VALUES (
 READ_SHARERS = "SELECT DISTINCT process FROM slots WHERE held > 0 OR wanted > 0"
 READ_PEOPLE = """SELECT slots.name, slots.process, processes.pid, slots.held, slots.wanted, slots.told, slots.people
     FROM slots JOIN processes ON processes.name = slots.process"""
+WRITE_FULL = "UPDATE limits SET full_at = ? WHERE name = ?"
 TELL_PEOPLE = "UPDATE slots SET told = ?, people = ? WHERE name = ? AND process = ?"
 DELETE_SLOTS = "DELETE FROM slots WHERE name = ? AND process = ?"
 TELL_NEEDS = """UPDATE slots SET needs = ?, last_told = ?,
