@@ -329,7 +329,7 @@ class Limits:
             if is_first and line.decay:
                 to_pay.append(line)
                 continue
-            lender = loans.lender_of(slots, line) if slots.above and not line.decay else None
+            lender = loans.lender_of(slots, line) if slots.above else None
             if lender is None:
                 slots.due = None  # to wait for a time would be to ask again and again
                 return False

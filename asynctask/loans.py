@@ -4,7 +4,8 @@
    run waits as well. A run whose result others wait for, having its cache key, counts as a descendant of what is above
    those as well.
 2. A slot that a block took (`concurrency`) is lent only while the code of that block waits, not other code beside it.
-3. Nothing here locks: `limits` does, around all of it.
+3. What comes back by itself is not lent: everybody pays, or the pace would not be kept.
+4. Nothing here locks: `limits` does, around all of it.
 """
 
 from __future__ import annotations
@@ -66,6 +67,8 @@ def held_in(run: Holder, line: Line) -> Iterator[Slots]:
 
 def lender_of(slots: Slots, line: Line) -> Slots | None:
     """The nearest run above that has slots of this line, if it may lend them: it waits, and has lent them to nobody."""
+    if line.decay:  # rule 3
+        return None
     is_blocked = False
     for ancestor, below, is_first in above(slots.run):
         is_blocked = is_blocked and not is_first

@@ -16,6 +16,7 @@ from asynctask import (
     flow,
     get_client,
     quote,
+    rate_limit,
     task,
     wait,
 )
@@ -690,6 +691,33 @@ async def test_rings_in_one_process_are_found_where_processes_share_the_limits(t
         go.set()
         names = await ended(*futures.values())
         assert sorted(names) == sorted(["DeadlockError", *["Completed"] * (len(futures) - 1)])
+        assert_nothing_left(rt)
+
+
+async def test_what_comes_back_by_itself_is_not_lent_and_a_ring_through_its_line_is_found():
+    """The child stands behind a stranger who waits for what its parent holds."""
+    async with opened({"plain": 1}) as rt:
+        rt.limits.set("pace", 1, decay=1000.0)
+
+        @task
+        async def takes_both() -> None:
+            async with concurrency(["pace", "plain"]):
+                pass
+
+        @task
+        async def child() -> None:
+            await rate_limit("pace")
+
+        @task
+        async def parent() -> None:
+            async with concurrency(["pace", "plain"]):
+                await until(lambda: rt.limits.lines["pace"].waiting)
+                await child()
+
+        first = parent.submit()
+        await until(lambda: rt.limits.lines["plain"].used)
+        stranger = takes_both.submit()
+        assert await ended(first, stranger) == ["DeadlockError", "Completed"]
         assert_nothing_left(rt)
 
 
