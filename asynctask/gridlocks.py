@@ -10,7 +10,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 from .deadlocks import Node, groups_of, node_of, waits_of
@@ -22,6 +23,8 @@ from .loans import lender_of
 Needs: TypeAlias = "list[tuple[str, float]]"
 #: Holders and runs that are looked at for one line; with more, it moves.
 MOST = 100
+#: Slots of a limit that is not there.
+MANY = 2**62
 
 
 class Told(NamedTuple):
@@ -76,10 +79,14 @@ def _waited_for(slots: Slots) -> Iterable[tuple[str, float]]:
             yield line.name, slots.came
 
 
-def standing(rows: Sequence[Told]) -> set[str]:
-    """The lines that never move, by what was told."""
+def standing(rows: Sequence[Told], sizes: Mapping[str, int]) -> set[str]:
+    """The lines that never move, by what was told; `sizes` are those of the limits in force."""
     holding = [row for row in rows if row.held]
-    still = {row.name for row in holding}
+    held_of: Counter[str] = Counter()
+    for row in holding:
+        held_of[row.name] += row.held
+    # Where a slot is free, somebody is about to take it, and only does not know yet.
+    still = {name for name, held in held_of.items() if held >= sizes.get(name, MANY)}
     count = -1
     while count != len(still):
         count = len(still)
@@ -92,17 +99,17 @@ def standing(rows: Sequence[Told]) -> set[str]:
     return still
 
 
-def refused(rows: Sequence[Told], process: str) -> str | None:
+def refused(rows: Sequence[Told], sizes: Mapping[str, int], process: str) -> str | None:
     """The name of the line whose first one here is to be refused; None if there is none, or another process's is."""
-    still = standing(rows)
+    still = standing(rows, sizes)
     waiting = [row for row in rows if row.wanted and row.name in still]
     last = max(waiting, key=lambda row: (row.since, row.process), default=None)
     return last.name if last is not None and last.process == process else None
 
 
-def drawn(rows: Sequence[Told]) -> str:
+def drawn(rows: Sequence[Told], sizes: Mapping[str, int]) -> str:
     """Which processes wait for each other."""
-    still = standing(rows)
+    still = standing(rows, sizes)
     lines = ["these processes wait for each other"]
     for row in sorted(rows):
         if row.held and row.name in still:

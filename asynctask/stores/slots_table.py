@@ -404,13 +404,15 @@ class SlotsTable:
         """The line whose first one here is to give up, and why; None if nobody waits for ever, or others give up."""
         now = time.monotonic()
         with self._limits.lock:
-            needs = {line.name: needs_of(line) for line in self._limits.lines.values() if line.share}
+            lines = list(self._limits.lines.values())
+            needs = {line.name: needs_of(line) for line in lines if line.share}
+            sizes = {line.name: line.size for line in lines if line.is_active}
         for one, several in needs.items():
             text = None if several is None else _encode(several).decode()
             connection.execute(sql.TELL_NEEDS, (text, now, text, now, sql.clean(one), name))
         rows = [_told_by(row) for row in connection.execute(sql.READ_NEEDS)]
-        line = refused(rows, name)
-        return None if line is None else (line, drawn(rows))
+        line = refused(rows, sizes, name)
+        return None if line is None else (line, drawn(rows, sizes))
 
     async def read(self, names: Sequence[str] | None) -> list[LimitRecord]:
         """These limits (None: all) with their lines, over all processes. Raises `ObjectNotFound`."""

@@ -204,5 +204,5 @@ def test_shared_limits_holds_a_limit_over_processes_of_which_one_is_killed() -> 
     done = run("-c", WITHOUT, EXAMPLES / "shared_limits.py")
     assert re.search(r"process \d+ is killed", done.stdout)
     assert re.search(r"never more than [123] +\n? *of 3 at once", done.stdout)
-    assert re.search(r"afterwards 0 slots are in use; [1-9]\d* runs of the killed process are Crashed", done.stdout)
+    assert re.search(r"afterwards 0 slots are in use; \d+ runs of the killed process are Crashed", done.stdout)
     assert done.stdout.count("four times over") == 3

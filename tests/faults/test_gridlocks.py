@@ -111,20 +111,26 @@ def row(name: str, process: str, needs: list[str] | None, first: float, last: fl
     return Told(name, process, 1, 0 if needs is None else 1, since, told, first, last)
 
 
+#: Of two lines of one slot each.
+ONE = {"a": 1, "b": 1, "c": 1}
+
+
 def test_what_was_told_at_different_times_proves_nothing():
-    assert standing([row("a", "1", ["b"], 1, 5), row("b", "2", ["a"], 4, 6)]) == {"a", "b"}
-    assert standing([row("a", "1", ["b"], 1, 3), row("b", "2", ["a"], 4, 6)]) == set()
+    assert standing([row("a", "1", ["b"], 1, 5), row("b", "2", ["a"], 4, 6)], ONE) == {"a", "b"}
+    assert standing([row("a", "1", ["b"], 1, 3), row("b", "2", ["a"], 4, 6)], ONE) == set()
 
 
 def test_a_line_moves_when_one_holder_anywhere_goes_on():
     ring = [row("a", "1", ["b"], 1, 9), row("b", "2", ["a"], 1, 9)]
-    assert standing(ring) == {"a", "b"}
-    assert standing([*ring, row("b", "3", None, 1, 9)]) == set()
-    assert standing([*ring, row("b", "3", ["c"], 1, 9)]) == set()  # nobody has told of c
-    assert standing([*ring, row("b", "3", ["c"], 1, 9), row("c", "4", ["a"], 1, 9)]) == {"a", "b", "c"}
+    assert standing(ring, ONE) == {"a", "b"}
+    two = {**ONE, "b": 2}
+    assert standing(ring, two) == set()  # a slot of b is free
+    assert standing([*ring, row("b", "3", None, 1, 9)], two) == set()
+    assert standing([*ring, row("b", "3", ["c"], 1, 9)], two) == set()  # nobody has told of c
+    assert standing([*ring, row("b", "3", ["c"], 1, 9), row("c", "4", ["a"], 1, 9)], two) == {"a", "b", "c"}
 
 
 def test_the_one_that_came_last_is_refused_and_no_other():
     ring = [row("a", "1", ["b"], 1, 9, since=3.0), row("b", "2", ["a"], 1, 9, since=4.0)]
-    assert refused(ring, "1") is None
-    assert refused(ring, "2") == "b"
+    assert refused(ring, ONE, "1") is None
+    assert refused(ring, ONE, "2") == "b"
