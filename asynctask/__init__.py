@@ -9,7 +9,7 @@ from .futures import TaskFuture, TaskFutureList, as_completed, wait
 from .late import late as _late
 from .logging import get_run_logger
 from .records import TaskRun
-from .runners import ThreadPoolTaskRunner
+from .runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 from .scopes import Runtime
 from .secrets import Secret
 from .settings import settings, temporary_settings
@@ -29,6 +29,7 @@ __all__ = [
     "AsyncTask",
     "Flow",
     "GeneratorTask",
+    "ProcessPoolTaskRunner",
     "Runtime",
     "Secret",
     "State",

@@ -14,7 +14,7 @@ from typing import Any
 
 from . import retries
 from .bodies import GENERATORS
-from .errors import ConcurrencyLimitAborted, Interrupted, SerializationError, UpstreamTaskError
+from .errors import ConcurrencyLimitAborted, Interrupted, SerializationError, UpstreamTaskError, WorkerLostError
 from .loops import is_being_cancelled, is_cancellation, was_cancelled_before
 from .observers import log_retry
 from .records import retry_message
@@ -24,6 +24,8 @@ from .states import CANCELLED, COMPLETED, CRASHED, FAILED, PENDING, SCHEDULED, O
 from .waiting import Port
 
 logger = logging.getLogger("asynctask")
+#: A task that has lost its worker so often in a row is not tried again; and what such messages say.
+MOST_LOSSES, LOST = 3, "worker process"
 #: Modules whose frames are cut off tracebacks: ours, and what brings an exception from a thread.
 _NOT_THEIRS = (__name__.rpartition(".")[0] + ".", "concurrent.futures.")
 
@@ -95,6 +97,8 @@ async def after_failure(
         error = failed.error()
     elif error is run.timeout_error:
         failed = Outcome(FAILED, "TimedOut", now, str(error), error)
+    elif isinstance(error, WorkerLostError):
+        failed = Outcome(CRASHED, "Crashed", now, str(error), error)
     else:
         failed = Outcome(FAILED, "Failed", now, f"{type(error).__name__}: {text_of(error)}", error)
     remaining = retries.retries_allowed(options, is_flow=spec.is_flow) - attempt + 1
@@ -102,15 +106,25 @@ async def after_failure(
         may_retry = False  # its body did what it should; another attempt would give the same
     if remaining > 0 and (run.cancel_reason is not None or was_cancelled_before(error)):
         may_retry = False  # it failed as it cleaned up: another attempt would outlive its own cancellation
-    if may_retry and remaining > 0 and retries.is_retried(options, error) and await is_wanted(run, failed, port):
+    is_lost = failed.type is CRASHED
+    if is_lost and losses_in_a_row(run) + 1 >= MOST_LOSSES:
+        may_retry = False  # it is most likely the body that kills its worker
+    may_retry = may_retry and remaining > 0 and (is_lost or retries.is_retried(options, error))
+    if may_retry and await is_wanted(run, failed, port):
         delay = retries.delay_before(options, attempt, port.services.random, is_flow=spec.is_flow)
         next_one = f"attempt {attempt + 1} of {attempt + remaining}"
         run.enter(SCHEDULED, "AwaitingRetry", retry_message(failed.message, next_one, delay))
         log_retry(run)
         return delay
     keep_error(run, error)
-    run.enter(FAILED, failed.name, failed.message)
+    run.enter(failed.type, failed.name, failed.message)
     return None
+
+
+def losses_in_a_row(run: Run) -> int:
+    """How many of the last attempts ended with the loss of their worker."""
+    messages = [state.message for state in run.states if state.name == "AwaitingRetry"]
+    return next((count for count, text in enumerate(reversed(messages)) if LOST not in text), len(messages))
 
 
 async def is_wanted(run: Run, failed: State, port: Port) -> bool:

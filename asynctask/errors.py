@@ -35,6 +35,7 @@
         ├── FailedRun                           it ended Failed and left no exception
         ├── CancelledRun                        it was cancelled
         └── CrashedRun                          it was ended by an interrupt, an exit, a closing loop
+            └── WorkerLostError                 its worker process died, or could not start
 
 `Interrupted` stands apart: a BaseException thrown into a thread whose body must stop.
 """
@@ -180,6 +181,10 @@ class CancelledRun(RunError):
 
 class CrashedRun(RunError):
     """A run was ended by an interrupt, an interpreter exit, a closing event loop or a lost worker."""
+
+
+class WorkerLostError(CrashedRun):
+    """The worker process that ran the body died: killed by the system, by `os._exit`; or it could not start."""
 
 
 class Interrupted(BaseException):

@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from logging import INFO
 from typing import Any
 
-from .observers import flow_logger, log_fields, task_logger
+from .observers import flow_logger, log_fields, sends_prints, task_logger
 from .records import LogEntry
 from .redact import shown
 from .runs import Run, current_run
@@ -68,16 +68,6 @@ def get_run_logger(**extra: object) -> RunLogger:
     if run is None:
         return RunLogger(_plain_logger, extra)
     return RunLogger(flow_logger if run.spec.is_flow else task_logger, {**log_fields(run), **extra})
-
-
-def sends_prints(run: Run) -> bool:
-    """Whether what `run` prints goes to its log: its own option, else its flow's, else the setting."""
-    asked: Run | None = run
-    while asked is not None:
-        if asked.spec.options.log_prints is not None:
-            return asked.spec.options.log_prints
-        asked = asked.flow
-    return settings.values.logging_log_prints
 
 
 _print = builtins.print

@@ -29,6 +29,16 @@ def log_fields(run: Run) -> dict[str, object]:
     }
 
 
+def sends_prints(run: Run) -> bool:
+    """Whether what `run` prints goes to its log: its own option, else its flow's, else the setting."""
+    asked: Run | None = run
+    while asked is not None:
+        if asked.spec.options.log_prints is not None:
+            return asked.spec.options.log_prints
+        asked = asked.flow
+    return settings.values.logging_log_prints
+
+
 def bits_to_log() -> int:
     """The types of state that the log is told of: all if it wants DEBUG, else those that can be told louder.
 

@@ -14,20 +14,22 @@ import io
 import sys
 import types
 from collections import ChainMap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from .specs import MAIN, main_module
 
 
-def dumps(value: Any, /) -> bytes:
+def dumps(value: Any, beside: Callable[[Any], object] | None = None, /) -> bytes:
+    """`beside` is called with each large buffer (protocol 5), which is then not in the pickle."""
     buffer = io.BytesIO()
-    _pickler()(buffer, protocol=5).dump(value)  # every Python that may share the store reads 5
+    # Every Python that may share the store reads 5.
+    _pickler()(buffer, protocol=5, buffer_callback=beside).dump(value)
     return buffer.getvalue()
 
 
-def loads(data: bytes, /) -> Any:
-    return _unpickler()(io.BytesIO(data)).load()
+def loads(data: bytes, beside: Iterable[Any] | None = None, /) -> Any:
+    return _unpickler()(io.BytesIO(data), buffers=beside).load()
 
 
 def own_or_made(module: str, name: str, make: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:

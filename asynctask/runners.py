@@ -8,7 +8,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import os
 import threading
 import time
 from collections import deque
@@ -18,7 +20,10 @@ from typing import Any, ParamSpec, TypeVar
 
 from .bodies import place
 from .errors import OptionError
+from .late import late
+from .redact import shown
 from .settings import settings
+from .waiting import Services
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -158,3 +163,61 @@ class ThreadPoolTaskRunner:
         if pool is not None:
             pool.shutdown(wait=False)
             pool.join(timeout)
+
+
+class ProcessPoolTaskRunner:
+    """Runs bodies, sync and async, in at most `max_workers` processes of their own (default: one per processor).
+
+    A timeout or a cancellation kills the process of the body, and no other. `start_method` is "spawn": each worker is a
+    new interpreter. `initializer(*initargs)` is called in each before its first body; after `max_tasks_per_child`
+    bodies a worker is replaced. Arguments and results are pickled; functions that workers cannot import go by value.
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        *,
+        start_method: str = "spawn",
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        max_tasks_per_child: int | None = None,
+    ) -> None:
+        for name, value in (("max_workers", max_workers), ("max_tasks_per_child", max_tasks_per_child)):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise OptionError(f"ProcessPoolTaskRunner: {name} must be a whole number from 1, not {shown(value)}")
+        if start_method != "spawn":
+            raise OptionError(
+                f"ProcessPoolTaskRunner: start_method must be 'spawn', not {shown(start_method)}: what threads have "
+                f"locked stays locked in a forked process"
+            )
+        if initializer is not None and not callable(initializer):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise OptionError(f"ProcessPoolTaskRunner: initializer must be a function, not {shown(initializer)}")
+        self._max_workers = max_workers
+        self._max_calls = max_tasks_per_child
+        self._initializer, self._initargs = initializer, tuple(initargs)
+        self._pool: Any = None
+        self._lock = threading.Lock()
+        Services.may_be_elsewhere = True
+
+    def executor(self) -> Executor:
+        """Only for bodies that run here: there are none."""
+        raise OptionError("a ProcessPoolTaskRunner runs bodies in processes: it has no executor for this one")
+
+    def elsewhere(self) -> Any:
+        """The pool, made at first use."""
+        with self._lock:
+            if self._pool is None:
+                pools = late("process_pool")
+                self._pool = pools.ProcessPool(
+                    self._max_workers or os.cpu_count() or 1,
+                    functools.partial(late("parcels").setup_of, self._initializer, self._initargs),
+                    self._max_calls,
+                )
+            return self._pool
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Let the workers end, and wait for them at most `timeout` seconds; those that do not are killed."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close(timeout)

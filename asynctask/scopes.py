@@ -46,7 +46,7 @@ from .settings import settings
 from .states import CANCELLED, CRASHED
 from .stores.base import Store
 from .stores.urls import StoresAt, empty_stores, open_store
-from .waiting import Loop, Port, Services, logger
+from .waiting import Elsewhere, Loop, Port, Services, logger
 
 if TYPE_CHECKING:
     import random
@@ -216,7 +216,7 @@ class Runtime:
         self.shutdown_timeout = shutdown_timeout
         self.journal = Journal(clock or Clock(), Ids(source), self.store.keep, self.store.keep_log)
         self.journal.observe(bits_to_log(), log_transition)
-        self.services = Services(self.store, source, self._executor, StoresAt())
+        self.services = Services(self.store, source, self._executor, self._elsewhere, StoresAt())
         self.loop_port = Loop(self.services)
         self.blocking_port = Blocking(self.services)
         self._is_attached = self.is_entered = False
@@ -370,6 +370,14 @@ class Runtime:
 
     def _executor(self, run: Run) -> Executor:
         """The executor for a body: of the task's own runner, its flow's, or the runtime's."""
+        return self._runner(run).executor()
+
+    def _elsewhere(self, run: Run) -> Elsewhere | None:
+        """The same, if that runs bodies in other processes."""
+        found = getattr(self._runner(run), "elsewhere", None)
+        return None if found is None else found()
+
+    def _runner(self, run: Run) -> TaskRunner:
         runner = run.spec.options.task_runner
         flow = run.flow
         while runner is None and flow is not None:
@@ -377,10 +385,10 @@ class Runtime:
         if self.is_closed:  # the body of a flow whose caller was given up, on its way out of its thread
             raise RuntimeClosedError(f"runtime {self.name!r} is closed: run {run.name!r} has no thread to run in")
         if runner is None:
-            return self.task_runner.executor()
+            return self.task_runner
         if not any(one is runner for one in self._runners):
             self._runners.append(runner)
-        return runner.executor()
+        return runner
 
     def __repr__(self) -> str:
         return f"<Runtime {self.name!r}, {len(self.journal.live)} runs under way>"

@@ -137,6 +137,10 @@ class CurrentSettings:
             self._values = read_settings()
         return self._values
 
+    def take_over(self, values: Settings) -> None:
+        """In a worker process: have those of the process that started it."""
+        self._values = values
+
     def __getattr__(self, name: str) -> Any:
         if name in Settings.__struct_fields__:
             return getattr(self.values, name)

@@ -13,7 +13,7 @@ import contextvars
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import anyio
@@ -38,14 +38,33 @@ logger = logging.getLogger("asynctask")
 T = TypeVar("T")
 
 
+class Elsewhere(Protocol):
+    """Where bodies run that are not to run in this process."""
+
+    def start(self, run: Run, store: str, on_start: Callable[[], None] | None) -> Future[Any]:
+        """Call the body of `run`, whose runs are kept in the store of that URL; `on_start` when it begins.
+
+        Enters Running when it begins, if nobody has. Raises `SerializationError` for what cannot travel.
+        """
+        ...
+
+    def stop(self, future: Future[Any]) -> None:
+        """End the body, as far as that is possible; from now on, it changes nothing of its run."""
+        ...
+
+
 class Services:
     """What a port works with: the store with its limits, the dice and the executors of one runtime."""
+
+    #: Whether any runner was made whose bodies run in other processes: others need not be asked.
+    may_be_elsewhere = False
 
     def __init__(
         self,
         store: Store,
         source: random.Random,
         executor: Callable[[Run], Executor],
+        elsewhere: Callable[[Run], Elsewhere | None],
         stores_at: StoresAt,
     ) -> None:
         self.store = store
@@ -54,6 +73,7 @@ class Services:
         self.limits: Limits = store.limits
         self.random = source
         self.executor = executor
+        self.elsewhere = elsewhere
         #: Interrupted bodies that have not ended yet.
         self.abandoned: set[Body] = set()
         self.afterwards = Afterwards()
@@ -175,6 +195,8 @@ class Loop:
 
     def call(self, run: Run) -> Awaitable[Any]:
         spec = run.spec
+        if Services.may_be_elsewhere and not spec.is_flow and (there := self.services.elsewhere(run)) is not None:
+            return self._call_elsewhere(run, there)
         if not spec.is_async:
             return self._call_in_executor(run)
         # For a plain body, no coroutine of ours between the engine and the body.
@@ -217,6 +239,32 @@ class Loop:
             if not future.done() and not future.cancel():
                 self._interrupt(body)
             raise
+        return future.result()
+
+    async def _call_elsewhere(self, run: Run, there: Elsewhere) -> Any:
+        timeout = run.spec.options.timeout
+        loop = loops.here()
+        started = None if timeout is None else loop.waker()
+        ended = loop.waker()
+        run.blocker = "a free worker"
+        future = there.start(run, self.services.store.url, None if started is None else started.wake)
+        future.add_done_callback(lambda _: ended.wake())
+        if started is not None:
+            future.add_done_callback(lambda _: started.wake())
+        try:
+            if timeout is None or started is None:
+                await ended.wait()
+            else:
+                await started.wait()
+                with in_time(timeout):
+                    await ended.wait()
+                if not future.done():
+                    raise timed_out(run)
+        except BaseException:
+            there.stop(future)
+            raise
+        finally:
+            run.blocker = None
         return future.result()
 
     def _interrupt(self, body: Body) -> None:

@@ -1,0 +1,259 @@
+"""Worker processes, each of which can be killed alone: an executor whose calls carry the run that they are of.
+
+1. A call goes to a worker that has nothing to do; a worker is started when there is none and there may be one more.
+   Each has a thread here that sends it calls and waits for what comes back.
+2. A function is sent once to each worker, and then called by its number.
+3. A body that must end is ended by killing its worker; the next call finds another one. A worker that dies fails the
+   call that it was at, and no other, with `WorkerLostError`.
+4. A worker ends with this process, whatever becomes of it: it holds the other end of a lifeline.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from typing import Any
+
+from .errors import WorkerLostError
+from .parcels import DONE, FAILED, Call, call_of, deliver, loads
+from .runs import Run
+from .serializers import decode_error
+from .states import RUNNING
+from .wires import Message, pair, receive, send, unpacked
+
+logger = logging.getLogger("asynctask")
+
+#: Seconds after which a worker that has nothing to do ends, and that one gets to start, and to end by itself.
+IDLE_SECONDS, START_SECONDS, END_SECONDS = 60.0, 60.0, 2.0
+
+
+class Worker:
+    """One worker process, and the wire to it. Used by one thread; `kill` by any."""
+
+    def __init__(self, setup: Message) -> None:
+        ours, theirs = pair()
+        lifeline, held = os.pipe()  # the worker reads; when nobody holds the other end any more, it ends
+        self._held = held
+        self.wire = ours
+        self.functions: set[int] = set()
+        self.calls = 0
+        self._lock = threading.Lock()
+        command = [sys.executable, "-c", "from asynctask.process_worker import main; main()"]
+        try:
+            self.process = subprocess.Popen(
+                [*command, str(theirs.fileno()), str(lifeline)], pass_fds=[theirs.fileno(), lifeline]
+            )
+        except BaseException:
+            ours.close()
+            os.close(held)
+            raise
+        finally:
+            theirs.close()
+            os.close(lifeline)
+        send(self.wire, setup)
+
+    def kill(self) -> None:
+        with self._lock:
+            if self.process.returncode is None:
+                self.process.kill()
+
+    def close(self) -> str:
+        """End it, if it has not; how it ended, for people."""
+        self.wire.close()  # it writes down what it has recorded, and ends
+        try:
+            code = self.process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            code = self.process.wait()
+        os.close(self._held)
+        if code >= 0:
+            return f"ended with exit code {code}"
+        try:
+            return f"was killed by {signal.Signals(-code).name}"
+        except ValueError:
+            return f"was killed by signal {-code}"
+
+
+class CallFuture(Future[Any]):
+    """The future of a call; `stop` ends its body."""
+
+    def __init__(self, call: Call) -> None:
+        super().__init__()
+        self.call = call
+        self.worker: Worker | None = None
+        self._is_stopped = False
+        self._lock = threading.Lock()
+
+    def begin(self, worker: Worker) -> bool:
+        """The body begins, in this worker; False if it is not to, any more."""
+        with self._lock:
+            if self._is_stopped:
+                return False
+            self.worker = worker
+            run = self.call.run
+            run.blocker = None
+            if run.states[-1].type is not RUNNING:
+                run.enter(RUNNING, "Running" if run.run_count == 0 else "Retrying")
+        if self.call.on_start is not None:
+            self.call.on_start()
+        return True
+
+    def stop(self) -> None:
+        """End the call: it is taken out of the line, or its worker is killed. From any thread."""
+        with self._lock:
+            self._is_stopped = True
+            worker = self.worker
+        if not self.cancel() and worker is not None and not self.done():
+            worker.kill()
+
+
+class ProcessPool:
+    """At most `max_workers` processes that call functions, first come, first served; see the rules above."""
+
+    def __init__(self, max_workers: int, setup: Callable[[], Message], max_calls: int | None = None) -> None:
+        self._max_workers = max_workers
+        self._setup = setup
+        self._max_calls = max_calls
+        self._calls: deque[CallFuture] = deque()
+        self._changed = threading.Condition(threading.Lock())
+        self._idle = 0
+        self._threads: set[threading.Thread] = set()
+        self._workers: set[Worker] = set()
+        self._closed = False
+
+    def start(self, run: Run, store: str, on_start: Callable[[], None] | None) -> CallFuture:
+        """Put the call of a run's body into the line; see `waiting.Elsewhere`."""
+        future = CallFuture(call_of(run, store, on_start))
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("this process pool is closed")
+            self._calls.append(future)
+            if self._idle >= len(self._calls) or len(self._threads) >= self._max_workers:
+                self._changed.notify()
+            else:
+                thread = threading.Thread(target=self._work, name="asynctask-process", daemon=True)
+                self._threads.add(thread)
+                thread.start()
+        return future
+
+    def _work(self) -> None:
+        """The thread of one worker."""
+        worker: Worker | None = None
+        try:
+            while (future := self._next_call()) is not None:
+                if not future.set_running_or_notify_cancel():
+                    continue
+                try:
+                    if worker is None:
+                        worker = self._started()
+                    if not future.begin(worker):  # in the moment before it had a worker to be killed
+                        raise CancelledError
+                    outcome = _called(worker, future.call)
+                except BaseException as error:  # deliberate: it is the outcome of the call, whatever it is
+                    lost = isinstance(error, (EOFError, OSError))
+                    if worker is not None and lost:
+                        error = self._ended(worker, future.call)
+                        worker = None
+                    future.set_exception(error)
+                else:
+                    future.set_result(outcome)
+                    worker.calls += 1
+                    if self._max_calls is not None and worker.calls >= self._max_calls:
+                        self._let_go(worker)
+                        worker = None
+                del future
+        finally:
+            if worker is not None:
+                self._let_go(worker)
+
+    def _started(self) -> Worker:
+        worker = Worker(self._setup())
+        with self._changed:
+            self._workers.add(worker)
+        worker.wire.settimeout(START_SECONDS)
+        try:
+            message = receive(worker.wire)
+            worker.wire.settimeout(None)
+            if message.kind == FAILED:
+                raise _error_in(message)
+        except (EOFError, OSError) as error:
+            how = self._let_go(worker)
+            raise WorkerLostError(f"a worker process could not start: it {how}") from error
+        except BaseException:
+            self._let_go(worker)
+            raise
+        return worker
+
+    def _ended(self, worker: Worker, call: Call) -> WorkerLostError:
+        how = self._let_go(worker)
+        return WorkerLostError(f"the worker process (pid {worker.process.pid}) of run {call.run.name!r} {how}")
+
+    def _let_go(self, worker: Worker) -> str:
+        with self._changed:
+            self._workers.discard(worker)
+        return worker.close()
+
+    def _next_call(self) -> CallFuture | None:
+        with self._changed:
+            while True:
+                if self._calls:
+                    return self._calls.popleft()
+                if self._closed:
+                    break
+                self._idle += 1
+                told = self._changed.wait(IDLE_SECONDS)
+                self._idle -= 1
+                if not told and not self._calls:
+                    break
+            self._threads.discard(threading.current_thread())
+            return None
+
+    def stop(self, future: Future[Any]) -> None:
+        assert isinstance(future, CallFuture)
+        future.stop()
+
+    def close(self, timeout: float) -> None:
+        """Take no more calls, and wait for the workers to end, at most `timeout` seconds; then kill them."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            threads = list(self._threads)
+        end = time.monotonic() + timeout
+        for thread in threads:
+            thread.join(max(0.0, end - time.monotonic()))
+        with self._changed:
+            workers = list(self._workers)
+        for worker in workers:
+            worker.kill()
+        for thread in threads:
+            thread.join(END_SECONDS)
+
+
+def _called(worker: Worker, call: Call) -> Any:
+    """Call the function in the worker: its result, or its exception, raised."""
+    if call.number not in worker.functions:
+        send(worker.wire, call.function)
+        worker.functions.add(call.number)
+    send(worker.wire, call.message)
+    while True:
+        message = receive(worker.wire)
+        if message.kind == DONE:
+            return unpacked(message, loads)[0]
+        if message.kind == FAILED:
+            raise _error_in(message)
+        deliver(call.run, unpacked(message, loads))
+
+
+def _error_in(message: Message) -> Exception:
+    name, data, text = unpacked(message, loads)
+    error = decode_error(name, data)
+    error.add_note(f"In the worker process:\n{text}")
+    return error

@@ -1,0 +1,121 @@
+"""Messages between a process and its workers: a pickle, and large buffers beside it that nobody copies.
+
+1. A message is a kind, a pickle and any number of buffers; it is sent and received whole, over a stream socket.
+2. Arrays, and whatever else speaks protocol 5 of pickle, travel beside the pickle; so do large bytes that are an
+   argument or a result, for which the protocol has no words.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+#: Kind, length of the pickle, number of bytes beside it, and of buffers.
+_HEAD = struct.Struct("!BQII")
+#: Bytes from which on a value goes beside the pickle; and up to which a message is put together before it is sent.
+LARGE, SMALL = 1 << 16, 1 << 14
+#: For a socket's own buffers: fewer switches between the two processes.
+ROOM = 1 << 20
+
+#: Makes a pickle of a value, and calls back with what goes beside it.
+Dumps: TypeAlias = "Callable[[Any, Callable[[Any], object]], bytes]"
+#: Makes the value again, given what went beside it.
+Loads: TypeAlias = "Callable[[bytes, Sequence[Any]], Any]"
+
+
+class Beside(NamedTuple):
+    """Stands in a pickle for bytes that travel beside it."""
+
+    place: int
+
+
+class Message(NamedTuple):
+    kind: int
+    data: bytes
+    #: How many of the buffers are bytes of which the pickle says `Beside`; the others are protocol 5's.
+    beside: int = 0
+    buffers: Sequence[Any] = ()
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """The two ends of a wire."""
+    ends = socket.socketpair()
+    for end in ends:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ROOM)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, ROOM)
+    return ends
+
+
+def packed(kind: int, values: Sequence[Any], dumps: Dumps) -> Message:
+    """Values as a message. Raises what `dumps` raises."""
+    beside: list[Any] = []
+    several: list[Any] = []
+    for value in values:
+        if value.__class__ in (bytes, bytearray) and len(value) >= LARGE:
+            several.append(Beside(len(beside)))
+            beside.append(value)
+        else:
+            several.append(value)
+    views: list[Any] = []
+    data = dumps(several, views.append)
+    return Message(kind, data, len(beside), [*beside, *(view.raw() for view in views)])
+
+
+def unpacked(message: Message, loads: Loads) -> list[Any]:
+    """The values again. Raises what `loads` raises."""
+    values = loads(message.data, message.buffers[message.beside :])
+    return [message.buffers[one.place] if one.__class__ is Beside else one for one in values]
+
+
+def send(wire: socket.socket, message: Message) -> None:
+    """Raises `OSError` if nobody is there any more."""
+    kind, data, beside, buffers = message
+    head = _HEAD.pack(kind, len(data), beside, len(buffers))
+    if buffers:
+        # Whether it may be written to, there as here: an array made of bytes could not.
+        sizes = [memoryview(one).nbytes << 1 | (not memoryview(one).readonly) for one in buffers]
+        head += struct.pack(f"!{len(sizes)}Q", *sizes)
+    if len(data) <= SMALL:
+        wire.sendall(head + data)
+    else:
+        wire.sendall(head)
+        wire.sendall(data)
+    for one in buffers:
+        wire.sendall(one)
+
+
+def receive(wire: socket.socket) -> Message:
+    """The next message. Raises `EOFError` if there is none, and `OSError` if the wire is broken."""
+    kind, length, beside, count = _HEAD.unpack(_exactly(wire, _HEAD.size))
+    if not count:
+        return Message(kind, _exactly(wire, length))
+    sizes = struct.unpack(f"!{count}Q", _exactly(wire, 8 * count))
+    data = _exactly(wire, length)
+    return Message(kind, data, beside, [_buffer(wire, one >> 1, bool(one & 1)) for one in sizes])
+
+
+def _buffer(wire: socket.socket, size: int, is_mutable: bool) -> Any:
+    if not is_mutable:
+        return _exactly(wire, size)
+    made = bytearray(size)
+    view = memoryview(made)
+    while view:
+        count = wire.recv_into(view)
+        if not count:
+            raise EOFError
+        view = view[count:]
+    return made
+
+
+def _exactly(wire: socket.socket, size: int) -> bytes:
+    if not size:
+        return b""
+    data = wire.recv(size, socket.MSG_WAITALL)  # in one piece, as a rule: nothing is copied
+    while len(data) < size:
+        more = wire.recv(size - len(data), socket.MSG_WAITALL)
+        if not more:
+            raise EOFError
+        data += more
+    return data

@@ -1,0 +1,367 @@
+"""Bodies in worker processes: what travels, what comes back, and what becomes of those that die."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from asynctask import ProcessPoolTaskRunner, Runtime, flow, get_client, get_run_logger, tags, task
+from asynctask.errors import CancelledRun, OptionError, SerializationError, TaskTimeoutError, WorkerLostError
+from asynctask.runtime import flow_run, task_run
+from asynctask.stores.memory import MemoryStore
+from asynctask.stores.sqlite import SQLiteStore
+from testkit import limit_of, set_limit, until
+
+#: Shared by the tests of this file: a worker takes 0.2 s to start.
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    yield request.param
+
+
+def on_processes(workers: int = 1, **options: Any) -> Runtime:
+    return Runtime(store=MemoryStore(), task_runner=ProcessPoolTaskRunner(workers, **options))
+
+
+@task
+def pid(*_: object) -> int:
+    return os.getpid()
+
+
+@task
+async def async_pid() -> int:
+    await anyio.sleep(0)
+    return os.getpid()
+
+
+@task
+def squares(count: int) -> Iterator[int]:
+    for number in range(count):
+        yield number**2
+
+
+@task
+def give(value: Any) -> Any:
+    return value
+
+
+async def test_sync_and_async_bodies_and_generators_run_in_another_process():
+    async with on_processes() as runtime:
+        first = await pid.submit()
+        assert first != os.getpid()
+        assert await async_pid.submit() == first, "the worker serves the next one as well"
+        assert await squares.submit(4) == [0, 1, 4, 9]
+        assert pid() == os.getpid(), "a call runs here, as any does"
+        assert not runtime.runs
+
+
+async def test_lambdas_closures_and_local_classes_travel():
+    offset = 5
+
+    class Pair:
+        def __init__(self, a: int) -> None:
+            self.a = a
+
+    add = task(lambda x: x + offset, name="add")
+    make = task(lambda x: Pair(x), name="make")
+    async with on_processes():
+        assert await add.submit(1) == 6
+        pair = await make.submit(3)
+        assert isinstance(pair, Pair)
+        assert pair.a == 3
+
+
+async def test_large_bytes_and_buffers_come_back_equal_and_writable():
+    numpy = pytest.importorskip("numpy")
+    array = numpy.arange(300_000)
+    data = os.urandom(1_000_000)
+    async with on_processes():
+        assert await give.submit(data) == data
+        assert await give.submit(bytearray(data)) == data
+        assert await give.submit({"in": [data]}) == {"in": [data]}
+        back = await give.submit(array)
+        assert (back == array).all()
+        back[0] = 7  # an array made of bytes could not be written to
+
+
+@task
+def look_around() -> list[Any]:
+    return [
+        task_run.id, task_run.name, task_run.tags, task_run.run_count, task_run.task_name, task_run.flow_run_id,
+        flow_run.id, flow_run.name, flow_run.flow_name,
+    ]  # fmt: skip
+
+
+async def test_a_body_finds_the_run_that_it_is_of():
+    @flow
+    async def around() -> Any:
+        with tags("a", "b"):
+            future = look_around.submit()
+        return [future.run.id, future.run.name, flow_run.id, flow_run.name, await future]
+
+    async with on_processes():
+        run_id, name, flow_id, flow_name, seen = await around()
+    assert seen == [run_id, name, ["a", "b"], 1, "look_around", flow_id, flow_id, flow_name, "around"]
+
+
+@task(log_prints=True)
+def talk(number: int) -> None:
+    print("printed", number)
+    get_run_logger().warning("logged %s", number)
+    print("again")
+
+
+async def test_what_a_body_prints_and_logs_comes_home_in_order(caplog):
+    caplog.set_level(logging.INFO)
+    async with on_processes():
+        future = talk.submit(3)
+        await future
+        async with get_client() as client:
+            kept = await client.read_logs(future.task_run_id)
+    expected = [("INFO", "printed 3"), ("WARNING", "logged 3"), ("INFO", "again")]
+    assert [(logging.getLevelName(one.level), one.message) for one in kept] == expected
+    records = [one for one in caplog.records if one.name == "asynctask.task_runs" and one.levelname != "DEBUG"]
+    assert [(one.levelname, one.getMessage()) for one in records] == expected
+    assert {one.task_run_name for one in records} == {future.name}  # type: ignore[attr-defined]
+
+
+@task
+def fail() -> None:
+    try:
+        raise KeyError("inner")
+    except KeyError as error:
+        outer = ValueError("outer")
+        outer.add_note("a note")
+        raise outer from error
+
+
+async def test_an_exception_comes_home_with_its_cause_its_notes_and_where_it_was_raised():
+    async with on_processes():
+        with pytest.raises(ValueError, match="outer") as caught:
+            await fail.submit()
+    assert "KeyError: 'inner'" in str(caught.value.__cause__)
+    assert caught.value.__notes__[0] == "a note"
+    assert "test_processes.py" in caught.value.__notes__[-1]
+    assert "in fail" in caught.value.__notes__[-1]
+
+
+async def test_what_cannot_be_pickled_is_refused_with_the_name_of_the_argument():
+    async with on_processes():
+        with pytest.raises(SerializationError, match=r"task 'give': argument 'value' \(<.*lock.*cannot be sent"):
+            await give.submit(threading.Lock())
+        assert await give.submit(1) == 1
+        with pytest.raises(TypeError, match="the result, of type generator|the result, of type lock"):
+            await task(lambda: threading.Lock(), name="lock").submit()
+
+
+@task
+def stuck(path: str) -> None:
+    Path(path).write_text(str(os.getpid()))
+    while True:
+        time.sleep(10)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+async def test_a_timeout_kills_the_body_and_no_other(tmp_path):
+    async with on_processes(2):
+        other = await pid.submit()
+        slow = stuck.with_options(timeout_seconds=0.5).submit(str(tmp_path / "pid"))
+        fast = task(lambda: time.sleep(1) or os.getpid(), name="fast").submit()
+        with pytest.raises(TaskTimeoutError):
+            await slow
+        assert slow.state.name == "TimedOut"
+        killed = int((tmp_path / "pid").read_text())
+        await until(lambda: not is_running(killed))
+        assert await fast not in (killed, os.getpid())
+        assert await pid.submit() != killed
+        assert other
+
+
+async def test_a_cancelled_body_is_killed_and_the_next_run_finds_a_worker(tmp_path):
+    async with on_processes():
+        future = stuck.submit(str(tmp_path / "pid"))
+        await until((tmp_path / "pid").exists)
+        await until((tmp_path / "pid").read_text)
+        waiting = pid.submit()
+        future.cancel()
+        with pytest.raises(CancelledRun):
+            await future
+        killed = int((tmp_path / "pid").read_text())
+        assert await waiting != killed
+        await until(lambda: not is_running(killed))
+
+
+@task
+def die(how: str, counter: str) -> None:
+    with open(counter, "a") as file:
+        file.write("x")
+    if how == "exit":
+        os._exit(7)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("how", "said"), [("exit", "ended with exit code 7"), ("kill", "was killed by SIGKILL")])
+async def test_a_lost_worker_ends_its_run_crashed_and_no_other(tmp_path, how, said):
+    async with on_processes(2):
+        others = [task(lambda: time.sleep(0.05) or 1, name="other").submit() for _ in range(6)]
+        future = die.submit(how, str(tmp_path / "count"))
+        with pytest.raises(WorkerLostError, match=said):
+            await future
+        assert future.state.is_crashed()
+        assert said in (future.state.message or "")
+        assert [await one for one in others] == [1] * 6
+
+
+@pytest.mark.parametrize(("retries", "attempts"), [(0, 1), (1, 2), (9, 3)])
+async def test_a_lost_attempt_is_retried_while_retries_remain_but_not_after_three_in_a_row(tmp_path, retries, attempts):
+    counter = tmp_path / "count"
+    async with on_processes():
+        future = die.with_options(retries=retries, retry_on=[KeyError]).submit("exit", str(counter))
+        with pytest.raises(WorkerLostError):
+            await future
+    assert counter.read_text() == "x" * attempts
+    assert future.run.run_count == attempts
+
+
+async def test_a_worker_that_cannot_start_fails_the_attempt_and_says_why():
+    def initialize(value: int) -> None:
+        raise RuntimeError(f"not with {value}")
+
+    async with on_processes(initializer=initialize, initargs=(3,)):
+        with pytest.raises(RuntimeError, match="not with 3"):
+            await pid.submit()
+
+
+async def test_a_worker_is_initialized_once_and_replaced_after_so_many_bodies():
+    def initialize(value: str) -> None:
+        os.environ["FROM_INITIALIZER"] = value
+
+    async with on_processes(initializer=initialize, initargs=("here",), max_tasks_per_child=2):
+        read = task(lambda: (os.environ["FROM_INITIALIZER"], os.getpid()), name="read")
+        found = [await read.submit() for _ in range(4)]
+    assert [value for value, _ in found] == ["here"] * 4
+    pids = [number for _, number in found]
+    assert pids[0] == pids[1] != pids[2] == pids[3]
+
+
+@task
+def inner(x: int) -> int:
+    return x + 1
+
+
+@task
+def outer(x: int) -> int:
+    return inner(x) + inner.submit(x).result()
+
+
+async def test_runs_that_a_body_starts_are_runs_like_any_other_in_the_same_store(tmp_path):
+    async with Runtime(store=SQLiteStore(tmp_path / "runs.db"), task_runner=ProcessPoolTaskRunner(1)) as runtime:
+        future = outer.submit(1)
+        assert await future == 4
+        runtime.task_runner.close()  # the worker writes what it has as it ends
+        async with get_client() as client:
+            runs = await client.read_task_runs(task_name="inner")
+    assert [(run.parent_task_run_id, run.state_name) for run in runs] == [(future.task_run_id, "Completed")] * 2
+
+
+async def test_what_a_body_calls_borrows_the_slot_that_its_run_holds_at_home(tmp_path):
+    nested = task(lambda: inner.with_options(tags=["db"])(1), name="nested", tags=["db"])
+    async with Runtime(store=SQLiteStore(tmp_path / "runs.db"), task_runner=ProcessPoolTaskRunner(1)) as runtime:
+        await set_limit("db", 1)
+        assert await nested.submit() == 2
+        assert limit_of(runtime, "db").in_use == 0
+
+
+async def test_leaving_the_runtime_leaves_no_worker():
+    async with on_processes(2):
+        pids = [await one for one in pid.map(range(8))]
+    assert not any(is_running(one) for one in set(pids))
+
+
+SCRIPT = """
+import os, sys, time
+from asynctask import ProcessPoolTaskRunner, Runtime, task
+
+@task
+def work():
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+
+with_pool = work.with_options(task_runner=ProcessPoolTaskRunner(2))
+futures = [with_pool.submit() for _ in range(2)]
+futures[0].wait()
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_no_worker_outlives_its_program_however_that_ends(tmp_path, how):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    process = subprocess.Popen(
+        [sys.executable, "script.py"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        env={**os.environ, "ASYNCTASK_SHUTDOWN_TIMEOUT": "0.5"},
+    )  # fmt: skip
+    assert process.stdout is not None
+    pids = [int(process.stdout.readline()) for _ in range(2)]
+    process.send_signal(how)
+    process.wait(30)
+    process.stdout.close()
+    end = time.monotonic() + 10
+    while any(is_running(one) for one in pids):
+        assert time.monotonic() < end, "a worker is still there"
+        time.sleep(0.01)
+
+
+def test_a_script_without_a_guard_round_its_last_lines_is_not_run_again_in_workers(tmp_path):
+    script = """
+        from dataclasses import dataclass
+        from asynctask import ProcessPoolTaskRunner, task
+
+        @dataclass
+        class Point:
+            x: int
+
+        @task(task_runner=ProcessPoolTaskRunner(1))
+        def move(point: Point) -> Point:
+            return Point(point.x + 1)
+
+        print(move.submit(Point(1)).result() == Point(2))
+    """
+    (tmp_path / "script.py").write_text(textwrap.dedent(script))
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=30)
+    assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"max_workers": 0}, "max_workers must be a whole number from 1, not 0"),
+        ({"max_tasks_per_child": True}, "max_tasks_per_child must be a whole number from 1, not True"),
+        ({"start_method": "fork"}, "start_method must be 'spawn', not 'fork'"),
+        ({"initializer": 3}, "initializer must be a function, not 3"),
+    ],
+)
+def test_wrong_options_are_refused_at_once(options, said):
+    with pytest.raises(OptionError, match=said):
+        ProcessPoolTaskRunner(**options)
+
+
+def test_sync_code_submits_to_processes_too():
+    assert pid.with_options(task_runner=ProcessPoolTaskRunner(1)).submit().result() != os.getpid()
