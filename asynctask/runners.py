@@ -21,7 +21,9 @@ from typing import Any, ParamSpec, TypeVar
 from .bodies import place
 from .errors import OptionError
 from .late import late
+from .options import TaskRunner
 from .redact import shown
+from .runs import Run
 from .settings import settings
 from .waiting import Services
 
@@ -129,6 +131,15 @@ class ThreadPool(Executor):
         for thread in list(self._threads):
             if thread is not threading.current_thread():
                 thread.join(max(0.0, end - time.monotonic()))
+
+
+def chosen_runner(run: Run) -> TaskRunner | None:
+    """The runner that a run's task names, or a flow round it."""
+    runner = run.spec.options.task_runner
+    flow = run.flow
+    while runner is None and flow is not None:
+        runner, flow = flow.spec.options.task_runner, flow.flow
+    return runner
 
 
 class ThreadPoolTaskRunner:

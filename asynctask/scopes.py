@@ -18,7 +18,6 @@ import os
 import sys
 import threading
 from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
@@ -40,13 +39,13 @@ from .loops import EventLoop, Work, current_loop
 from .observers import bits_to_log, log_transition
 from .options import TaskRunner, check_runtime
 from .records import TaskRun
-from .runners import ThreadPoolTaskRunner
+from .runners import ThreadPoolTaskRunner, chosen_runner
 from .runs import Journal, Run, Yielded, current_run, current_transaction, wake_all
 from .settings import settings
 from .states import CANCELLED, CRASHED
 from .stores.base import Store
 from .stores.urls import StoresAt, empty_stores, open_store
-from .waiting import Elsewhere, Loop, Port, Services, logger
+from .waiting import Loop, Port, Services, logger
 
 if TYPE_CHECKING:
     import random
@@ -216,7 +215,7 @@ class Runtime:
         self.shutdown_timeout = shutdown_timeout
         self.journal = Journal(clock or Clock(), Ids(source), self.store.keep, self.store.keep_log)
         self.journal.observe(bits_to_log(), log_transition)
-        self.services = Services(self.store, source, self._executor, self._elsewhere, StoresAt())
+        self.services = Services(self.store, source, self._runner, StoresAt())
         self.loop_port = Loop(self.services)
         self.blocking_port = Blocking(self.services)
         self._is_attached = self.is_entered = False
@@ -368,27 +367,14 @@ class Runtime:
         here = self.home or blocked
         return self.loop_threads.own("asyncio" if here is None else here.backend)
 
-    def _executor(self, run: Run) -> Executor:
-        """The executor for a body: of the task's own runner, its flow's, or the runtime's."""
-        return self._runner(run).executor()
-
-    def _elsewhere(self, run: Run) -> Elsewhere | None:
-        """The same, if that runs bodies in other processes."""
-        found = getattr(self._runner(run), "elsewhere", None)
-        return None if found is None else found()
-
     def _runner(self, run: Run) -> TaskRunner:
-        runner = run.spec.options.task_runner
-        flow = run.flow
-        while runner is None and flow is not None:
-            runner, flow = flow.spec.options.task_runner, flow.flow
+        """Where its body runs: as the task says, its flow, or the runtime."""
+        runner = chosen_runner(run)
         if self.is_closed:  # the body of a flow whose caller was given up, on its way out of its thread
             raise RuntimeClosedError(f"runtime {self.name!r} is closed: run {run.name!r} has no thread to run in")
-        if runner is None:
-            return self.task_runner
-        if not any(one is runner for one in self._runners):
+        if runner is not None and not any(one is runner for one in self._runners):
             self._runners.append(runner)
-        return runner
+        return runner or self.task_runner
 
     def __repr__(self) -> str:
         return f"<Runtime {self.name!r}, {len(self.journal.live)} runs under way>"

@@ -13,7 +13,7 @@ import contextvars
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import anyio
@@ -24,7 +24,7 @@ from .errors import StoreError
 from .hooks import Afterwards, log_hook
 from .limits import Limits
 from .lines import Slots
-from .options import Hook
+from .options import Hook, TaskRunner
 from .runs import Run, current_run, wake_all
 from .states import State
 from .stores.base import Store
@@ -63,8 +63,7 @@ class Services:
         self,
         store: Store,
         source: random.Random,
-        executor: Callable[[Run], Executor],
-        elsewhere: Callable[[Run], Elsewhere | None],
+        runner: Callable[[Run], TaskRunner],
         stores_at: StoresAt,
     ) -> None:
         self.store = store
@@ -72,8 +71,8 @@ class Services:
         self.stores_at = stores_at
         self.limits: Limits = store.limits
         self.random = source
-        self.executor = executor
-        self.elsewhere = elsewhere
+        #: Where the body of a run is to be run.
+        self.runner = runner
         #: Interrupted bodies that have not ended yet.
         self.abandoned: set[Body] = set()
         self.afterwards = Afterwards()
@@ -195,8 +194,10 @@ class Loop:
 
     def call(self, run: Run) -> Awaitable[Any]:
         spec = run.spec
-        if Services.may_be_elsewhere and not spec.is_flow and (there := self.services.elsewhere(run)) is not None:
-            return self._call_elsewhere(run, there)
+        if Services.may_be_elsewhere and not spec.is_flow:
+            found = getattr(self.services.runner(run), "elsewhere", None)
+            if found is not None:
+                return self._call_elsewhere(run, found())
         if not spec.is_async:
             return self._call_in_executor(run)
         # For a plain body, no coroutine of ours between the engine and the body.
@@ -220,7 +221,7 @@ class Loop:
         if started is not None:
             body.on_start = started.wake
         run.blocker = "a free thread"
-        future = self.services.executor(run).submit(loops.context_for_thread().run, body)
+        future = self.services.runner(run).executor().submit(loops.context_for_thread().run, body)
         future.add_done_callback(lambda _: ended.wake())
         if started is not None:  # an executor that is shut down may drop what it has not begun
             future.add_done_callback(lambda _: started.wake())

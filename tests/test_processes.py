@@ -26,11 +26,6 @@ from testkit import limit_of, set_limit, until
 pytestmark = pytest.mark.timeout(60)
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    yield request.param
-
-
 def on_processes(workers: int = 1, **options: Any) -> Runtime:
     return Runtime(store=MemoryStore(), task_runner=ProcessPoolTaskRunner(workers, **options))
 
@@ -162,7 +157,7 @@ async def test_what_cannot_be_pickled_is_refused_with_the_name_of_the_argument()
         with pytest.raises(SerializationError, match=r"task 'give': argument 'value' \(<.*lock.*cannot be sent"):
             await give.submit(threading.Lock())
         assert await give.submit(1) == 1
-        with pytest.raises(TypeError, match="the result, of type generator|the result, of type lock"):
+        with pytest.raises(TypeError, match=r"the result, of type lock"):
             await task(lambda: threading.Lock(), name="lock").submit()
 
 

@@ -43,7 +43,11 @@ BANS = (
     Ban(r"os\.fork(pty)?", "", "a fork copies locks that nobody in it will ever release"),
     Ban(r"multiprocessing\.(Process|Pool|Queue)", "", "these fork on Linux; use get_context('spawn')"),
     Ban(r"(.*\.)?ProcessPoolExecutor", "", "one killed child fails all of it"),
-    Ban(r"signal\.signal|(.*\.)?add_signal_handler", "cli", "signals belong to the program; only commands take them"),
+    Ban(
+        r"signal\.signal|(.*\.)?add_signal_handler",
+        "cli process_worker",
+        "signals belong to the program; only commands take them",
+    ),
     Ban(r"pickle\.loads?", "serializers", "what was pickled is checked before it is loaded"),
 )
 BROAD = {"BaseException", "CancelledError", "Cancelled", "KeyboardInterrupt", "SystemExit", "get_cancelled_exc_class"}
