@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 import pickle
 import sys
@@ -66,6 +67,11 @@ class Call(msgspec.Struct, eq=False):
     function: Message
     message: Message
     on_start: Callable[[], None] | None
+
+    @property
+    def size(self) -> float:
+        """Bytes of the message, if it has no buffers beside it."""
+        return math.inf if self.message.buffers else len(self.message.data)
 
 
 def setup_of(initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> Message:

@@ -18,8 +18,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import CancelledError, Future
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from .errors import WorkerLostError
@@ -27,12 +27,17 @@ from .parcels import DONE, FAILED, Call, call_of, deliver, loads
 from .runs import Run
 from .serializers import decode_error
 from .states import RUNNING
-from .wires import Message, pair, receive, send, unpacked
+from .wires import Message, in_bytes, pair, receive, send, unpacked
 
 logger = logging.getLogger("asynctask")
 
 #: Seconds after which a worker that has nothing to do ends, and that one gets to start, and to end by itself.
 IDLE_SECONDS, START_SECONDS, END_SECONDS = 60.0, 60.0, 2.0
+#: Seconds that a body gets to end which was sent together with others before it was stopped.
+SHORT_SECONDS = 0.05
+#: Calls that are sent together at most, seconds that they are to take, and bytes of each: all of them fit into the
+#: wire, so that neither side waits for the other to read.
+TOGETHER, TOGETHER_SECONDS, SMALL = 64, 0.005, 4096
 
 
 class Worker:
@@ -59,6 +64,20 @@ class Worker:
             theirs.close()
             os.close(lifeline)
         send(self.wire, setup)
+
+    def put(self, calls: Sequence[Call]) -> None:
+        """Send calls, all at once, with the functions that it does not know yet."""
+        several: list[bytes] = []
+        for call in calls:
+            if call.number not in self.functions:
+                send(self.wire, call.function)
+                self.functions.add(call.number)
+            if len(calls) == 1:
+                send(self.wire, call.message)
+            else:
+                several.append(in_bytes(call.message))
+        if several:
+            self.wire.sendall(b"".join(several))
 
     def kill(self) -> None:
         with self._lock:
@@ -128,6 +147,8 @@ class ProcessPool:
         self._threads: set[threading.Thread] = set()
         self._workers: set[Worker] = set()
         self._closed = False
+        #: How long a call of each function takes, as a rule.
+        self._seconds: dict[int, float] = {}
 
     def start(self, run: Run, store: str, on_start: Callable[[], None] | None) -> CallFuture:
         """Put the call of a run's body into the line; see `waiting.Elsewhere`."""
@@ -148,31 +169,63 @@ class ProcessPool:
         """The thread of one worker."""
         worker: Worker | None = None
         try:
-            while (future := self._next_call()) is not None:
-                if not future.set_running_or_notify_cancel():
-                    continue
+            while futures := self._next_calls():
                 try:
-                    if worker is None:
-                        worker = self._started()
-                    if not future.begin(worker):  # in the moment before it had a worker to be killed
-                        raise CancelledError
-                    outcome = _called(worker, future.call)
+                    worker = worker or self._started()
                 except BaseException as error:  # deliberate: it is the outcome of the call, whatever it is
-                    lost = isinstance(error, (EOFError, OSError))
-                    if worker is not None and lost:
-                        error = self._ended(worker, future.call)
-                        worker = None
-                    future.set_exception(error)
-                else:
-                    future.set_result(outcome)
-                    worker.calls += 1
-                    if self._max_calls is not None and worker.calls >= self._max_calls:
-                        self._let_go(worker)
-                        worker = None
-                del future
+                    futures.popleft().set_exception(error)
+                    self._put_back(futures)
+                    continue
+                worker = self._at_work(worker, futures)
+                del futures
         finally:
             if worker is not None:
                 self._let_go(worker)
+
+    def _at_work(self, worker: Worker, futures: deque[CallFuture]) -> Worker | None:
+        """Have calls answered, one after the other; None if the worker is there no more."""
+        try:
+            worker.put([future.call for future in futures])
+            while futures:
+                future = futures[0]
+                began = time.monotonic()
+                is_wanted = future.begin(worker)
+                # It was stopped after it was sent: a short body may as well end, a long one is killed.
+                worker.wire.settimeout(None if is_wanted else SHORT_SECONDS)
+                try:
+                    outcome = _answer(worker, future.call)
+                except (EOFError, OSError):
+                    raise
+                except BaseException as error:  # deliberate: it is the outcome of the call, whatever it is
+                    futures.popleft().set_exception(error)
+                else:
+                    futures.popleft().set_result(outcome)
+                    del outcome
+                worker.calls += 1
+                self._took(future.call.number, time.monotonic() - began)
+                del future
+        except (EOFError, OSError):  # it is dead, or is to be
+            worker.kill()
+            future = futures.popleft()
+            who = f"the worker process (pid {worker.process.pid}) of run {future.call.run.name!r}"
+            future.set_exception(WorkerLostError(f"{who} {self._let_go(worker)}"))
+            self._put_back(futures)
+            return None
+        if self._max_calls is not None and worker.calls >= self._max_calls:
+            self._let_go(worker)
+            return None
+        return worker
+
+    def _took(self, number: int, seconds: float) -> None:
+        before = self._seconds.get(number, seconds)
+        self._seconds[number] = before + (seconds - before) / 8
+
+    def _put_back(self, futures: deque[CallFuture]) -> None:
+        """Calls that were sent, but not begun, when their worker was lost: first in line again."""
+        if futures:
+            with self._changed:
+                self._calls.extendleft(reversed(futures))
+                self._changed.notify()
 
     def _started(self) -> Worker:
         worker = Worker(self._setup())
@@ -192,20 +245,22 @@ class ProcessPool:
             raise
         return worker
 
-    def _ended(self, worker: Worker, call: Call) -> WorkerLostError:
-        how = self._let_go(worker)
-        return WorkerLostError(f"the worker process (pid {worker.process.pid}) of run {call.run.name!r} {how}")
-
     def _let_go(self, worker: Worker) -> str:
         with self._changed:
             self._workers.discard(worker)
         return worker.close()
 
-    def _next_call(self) -> CallFuture | None:
+    def _next_calls(self) -> deque[CallFuture]:
+        """The next call, or several short ones, which are sent together; none if this worker is not needed any more."""
         with self._changed:
             while True:
-                if self._calls:
-                    return self._calls.popleft()
+                taken: deque[CallFuture] = deque()
+                while self._calls and (not taken or self._goes_with(taken)):
+                    future = self._calls.popleft()
+                    if future.set_running_or_notify_cancel():
+                        taken.append(future)
+                if taken:
+                    return taken
                 if self._closed:
                     break
                 self._idle += 1
@@ -214,7 +269,15 @@ class ProcessPool:
                 if not told and not self._calls:
                     break
             self._threads.discard(threading.current_thread())
-            return None
+            return taken
+
+    def _goes_with(self, taken: deque[CallFuture]) -> bool:
+        """Whether the next call is to be sent together with those before it: they are short, and fit into the wire."""
+        call, first = self._calls[0].call, taken[0].call
+        if call.number != first.number or call.size > SMALL or self._max_calls is not None:
+            return False
+        most = min(TOGETHER, int(TOGETHER_SECONDS / max(self._seconds.get(call.number, 1.0), 1e-6)))
+        return len(taken) < min(most, 1 + len(self._calls) // self._max_workers)
 
     def stop(self, future: Future[Any]) -> None:
         assert isinstance(future, CallFuture)
@@ -237,12 +300,8 @@ class ProcessPool:
             thread.join(END_SECONDS)
 
 
-def _called(worker: Worker, call: Call) -> Any:
-    """Call the function in the worker: its result, or its exception, raised."""
-    if call.number not in worker.functions:
-        send(worker.wire, call.function)
-        worker.functions.add(call.number)
-    send(worker.wire, call.message)
+def _answer(worker: Worker, call: Call) -> Any:
+    """What the worker answers: a result, or an exception, raised. What it logs before that is delivered."""
     while True:
         message = receive(worker.wire)
         if message.kind == DONE:

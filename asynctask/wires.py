@@ -69,6 +69,12 @@ def unpacked(message: Message, loads: Loads) -> list[Any]:
     return [message.buffers[one.place] if one.__class__ is Beside else one for one in values]
 
 
+def in_bytes(message: Message) -> bytes:
+    """A message without buffers, as it is sent."""
+    assert not message.buffers, "its buffers are sent by themselves"
+    return _HEAD.pack(message.kind, len(message.data), 0, 0) + message.data
+
+
 def send(wire: socket.socket, message: Message) -> None:
     """Raises `OSError` if nobody is there any more."""
     kind, data, beside, buffers = message
