@@ -257,7 +257,7 @@ class ProcessPool:
                 taken: deque[CallFuture] = deque()
                 while self._calls and (not taken or self._goes_with(taken)):
                     future = self._calls.popleft()
-                    if future.set_running_or_notify_cancel():
+                    if future.running() or future.set_running_or_notify_cancel():  # the first: it was put back
                         taken.append(future)
                 if taken:
                     return taken

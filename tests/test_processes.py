@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,42 @@ async def test_a_lost_attempt_is_retried_while_retries_remain_but_not_after_thre
     assert future.run.run_count == attempts
 
 
+@task
+def note(number: int, path: str) -> int:
+    """Short, so that many are sent together; one of them kills its worker, the first time."""
+    with open(path, "a") as file:
+        file.write(f"{number}\n")
+    marker = f"{path}-killed"
+    if number == 150 and not os.path.exists(marker):
+        Path(marker).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+async def test_of_short_calls_that_were_sent_together_only_the_one_that_killed_its_worker_is_tried_again(tmp_path):
+    path = tmp_path / "notes"
+    async with on_processes(2):
+        await note.submit(-1, str(path))
+        futures = note.with_options(retries=1).map(range(300), str(path))
+        assert await futures == list(range(300))
+        assert [one.run.run_count for one in futures] == [1] * 150 + [2] + [1] * 149
+    noted = Counter(map(int, path.read_text().split()))
+    assert noted == {**dict.fromkeys(range(-1, 300), 1), 150: 2}
+
+
+async def test_a_run_that_is_cancelled_after_it_was_sent_with_others_changes_nothing_for_them(tmp_path):
+    nap = task(lambda seconds: time.sleep(seconds) or seconds, name="nap")
+    async with on_processes():
+        for _ in range(30):
+            await nap.submit(0)  # it is known to be short
+        futures = [nap.submit(0.2), *nap.map([0] * 20), nap.submit(30), *nap.map([0] * 20)]
+        futures[21].cancel()
+        with anyio.fail_after(10):
+            assert [(await one.wait_async()).name for one in futures] == (
+                ["Completed"] * 21 + ["Cancelled"] + ["Completed"] * 20
+            )
+
+
 async def test_a_worker_that_cannot_start_fails_the_attempt_and_says_why():
     def initialize(value: int) -> None:
         raise RuntimeError(f"not with {value}")
@@ -297,7 +334,7 @@ from asynctask import ProcessPoolTaskRunner, Runtime, task
 
 @task
 def work():
-    print(os.getpid(), flush=True)
+    os.write(1, f"{os.getpid()}\\n".encode())
     time.sleep(60)
 
 with_pool = work.with_options(task_runner=ProcessPoolTaskRunner(2))
