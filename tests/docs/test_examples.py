@@ -206,3 +206,11 @@ def test_shared_limits_holds_a_limit_over_processes_of_which_one_is_killed() -> 
     assert re.search(r"never more than [123] +\n? *of 3 at once", done.stdout)
     assert re.search(r"afterwards 0 slots are in use; \d+ runs of the killed process are Crashed", done.stdout)
     assert done.stdout.count("four times over") == 3
+
+
+def test_processes_counts_the_same_on_threads_and_on_processes() -> None:
+    done = run("-c", WITHOUT, EXAMPLES / "processes.py", "40")
+    (threads,) = re.findall(r"threads +│ ([\d,]+) +│ 1 ", done.stdout)
+    (processes,) = re.findall(r"processes +│ ([\d,]+) +│ \d+ ", done.stdout)
+    assert threads == processes
+    assert re.search(r"processes are \d+\.\d times as fast", done.stdout)
