@@ -19,6 +19,8 @@ from .tasks import AsyncGeneratorTask, AsyncTask, GeneratorTask, Task, tags, tas
 if _TYPE_CHECKING:
     from .client import get_client
     from .concurrency import concurrency, rate_limit
+    from .dask_runner import DaskTaskRunner
+    from .ray_runner import RayTaskRunner
     from .transactions import get_transaction, transaction
 
 __version__ = "0.1.0"
@@ -27,9 +29,11 @@ __all__ = [
     "AsyncFlow",
     "AsyncGeneratorTask",
     "AsyncTask",
+    "DaskTaskRunner",
     "Flow",
     "GeneratorTask",
     "ProcessPoolTaskRunner",
+    "RayTaskRunner",
     "Runtime",
     "Secret",
     "State",
@@ -60,6 +64,8 @@ __all__ = [
 
 #: Names whose files are imported when somebody asks for them: what they need takes longer than all the rest.
 _LATE = {
+    "DaskTaskRunner": "dask_runner",
+    "RayTaskRunner": "ray_runner",
     "concurrency": "concurrency",
     "get_client": "client",
     "get_transaction": "transactions",

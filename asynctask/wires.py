@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import pickle
 import socket
 import struct
 from collections.abc import Callable, Sequence
@@ -37,6 +38,40 @@ class Message(NamedTuple):
     #: How many of the buffers are bytes of which the pickle says `Beside`; the others are protocol 5's.
     beside: int = 0
     buffers: Sequence[Any] = ()
+
+
+class Sealed:
+    """A message in the hands of another carrier, which pickles it: with protocol 5, its buffers are beside that too."""
+
+    __slots__ = ("message",)
+
+    def __init__(self, message: Message) -> None:
+        self.message = message
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.message.data) + sum(memoryview(one).nbytes for one in self.message.buffers)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        kind, data, beside, buffers = self.message
+        is_mutable = [not memoryview(one).readonly for one in buffers]
+        held = [pickle.PickleBuffer(one) if protocol >= 5 else bytes(one) for one in buffers]
+        return opened, (kind, data, beside, held, is_mutable)
+
+
+def opened(kind: int, data: bytes, beside: int, buffers: Sequence[Any], is_mutable: Sequence[bool]) -> Sealed:
+    """Each buffer may be written to where it could before: a carrier that shares memory gives none such."""
+    several: list[Any] = []
+    for place, (one, wanted) in enumerate(zip(buffers, is_mutable, strict=True)):
+        view = memoryview(one)
+        if wanted and view.readonly:
+            several.append(bytearray(view))
+        elif place < beside and one.__class__ not in (bytes, bytearray):  # it is an argument or a result, as it is
+            several.append(bytearray(view) if wanted else bytes(view))
+        else:
+            several.append(one)
+    return Sealed(Message(kind, data, beside, several))
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

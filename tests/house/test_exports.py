@@ -13,6 +13,7 @@ CORE = {"asynctask", "anyio", "idna", "sniffio", "typing_extensions", "msgspec"}
 OPTIONAL = {
     *("trio", "uvloop", "rich", "cyclopts", "cloudpickle", "aiosqlite", "sqlite3", "attr", "attrs", "pydantic"),
     *("starlette", "fastapi", "uvicorn", "httpx", "httpx2", "pytest", "hypothesis"),
+    *("dask", "distributed", "ray"),
 }
 
 

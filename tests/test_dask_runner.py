@@ -1,0 +1,171 @@
+"""Bodies on a real Dask cluster of two worker processes; and on clusters that runners start themselves."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import dask
+import pytest
+from clusterkit import OnCluster, die, give, on, pid, stuck
+from distributed import Client
+
+from asynctask import DaskTaskRunner, task
+from asynctask.dask_runner import DaskClient
+from asynctask.errors import OptionError, WorkerLostError
+from testkit import until
+
+pytestmark = pytest.mark.timeout(60)
+
+
+#: A cluster of somebody else's, in a process of its own: the leak check counts what is in this one.
+CLUSTER = """
+import sys
+from distributed import LocalCluster
+
+if __name__ == "__main__":
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=":0", resources={"GPU": 1},
+        scheduler_kwargs={"allowed_failures": int(sys.argv[1])},
+    ) as cluster:
+        print(cluster.scheduler_address, flush=True)
+        sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def cluster(folder: Path, allowed_failures: int = 0) -> Iterator[str]:
+    (folder / "cluster.py").write_text(CLUSTER)
+    command = [sys.executable, str(folder / "cluster.py"), str(allowed_failures)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.stdin.close()
+            process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with cluster(tmp_path_factory.mktemp("cluster")) as found:
+        with Client(found, set_as_default=False) as client:
+            client.submit(os.getpid).result()  # Dask's own threads, which it keeps for the process
+        yield found
+
+
+@pytest.fixture
+def runner(address: str) -> DaskTaskRunner:
+    return DaskTaskRunner(address)
+
+
+class TestDask(OnCluster):
+    pass
+
+
+async def test_a_run_waits_until_there_is_what_it_needs(address):
+    runner = DaskTaskRunner(address, resources={"GPU": 1})
+    async with on(runner):
+        assert await pid.submit() != os.getpid()
+        never = pid.with_options(task_runner=runner.with_options(resources={"TPU": 1})).submit()
+        assert await give.map(range(4)) == list(range(4))
+        assert never.state.is_pending()
+        never.cancel()
+        assert (await never.wait_async()).is_cancelled()
+
+
+async def test_no_body_goes_on_in_somebody_elses_cluster_when_the_runtime_is_left(runner, tmp_path, monkeypatch):
+    monkeypatch.setattr(DaskClient, "_hear", lambda *_: None)  # as if it were left before that comes
+    async with on(runner):
+        future = stuck.submit(str(tmp_path / "pid"))
+        await until((tmp_path / "pid").exists)
+        future.cancel()  # nobody has heard that it has begun
+    await until((tmp_path / "pid-left").exists)
+
+
+async def test_a_cluster_that_tries_lost_calls_again_is_not_let(tmp_path):
+    """Dask's default is to try three more times by itself, with whoever is killed next."""
+    counter = tmp_path / "count"
+    with cluster(tmp_path, allowed_failures=3) as address:
+        async with on(DaskTaskRunner(address)):
+            slowly = task(lambda path: time.sleep(0.05) or die.fn(path), name="slowly")
+            future = slowly.submit(str(counter))
+            with pytest.raises(WorkerLostError, match="was lost"):
+                await future
+            assert await give.map(range(4)) == list(range(4))
+    assert counter.read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"address": 3}, "address must be that of a scheduler, as text, not 3"),
+        ({"address": "tcp://a:1", "adapt_kwargs": {"maximum": 2}}, "are for a cluster of its own"),
+    ],
+)
+def test_wrong_options_are_refused_at_once(options, said):
+    with pytest.raises(OptionError, match=said):
+        DaskTaskRunner(**options)
+
+
+async def test_a_cluster_that_cannot_be_reached_fails_the_attempt_and_says_which():
+    runner = DaskTaskRunner("tcp://127.0.0.1:9")
+    with dask.config.set({"distributed.comm.timeouts.connect": "0.2s"}):
+        async with on(runner):
+            with pytest.raises(WorkerLostError, match=r"the Dask cluster .*cannot be reached: .*127\.0\.0\.1:9"):
+                await pid.submit()
+
+
+SCRIPT = """
+import os
+from dataclasses import dataclass
+from asynctask import DaskTaskRunner, flow, task
+
+@dataclass
+class Point:
+    x: int
+
+runner = DaskTaskRunner(OPTIONS)
+
+@task
+def move(point: Point) -> Point:
+    assert os.getpid() != HOME or not OWN
+    return Point(point.x + 1)
+
+@task
+def twice(point: Point) -> Point:
+    return move.fn(move(point))
+
+@flow(task_runner=runner)
+def main() -> None:
+    print(twice.submit(move.submit(Point(1))).result() == Point(4))
+    print([one.x for one in move.map([Point(x) for x in range(3)]).result()])
+
+if __name__ == "__main__":
+    HOME = os.getpid()
+    main()
+"""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "cluster_kwargs={'n_workers': 1}",
+        "adapt_kwargs={'minimum': 1, 'maximum': 2}",
+        "cluster_kwargs={'processes': False}",
+    ],
+)
+def test_a_script_has_a_cluster_of_its_own_which_ends_with_it(tmp_path, options):
+    own = "processes" not in options
+    source = SCRIPT.replace("OPTIONS", options).replace("OWN", str(own))
+    (tmp_path / "script.py").write_text(source)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=50,
+        check=False,
+    )  # fmt: skip
+    assert (done.stdout, done.returncode) == ("True\n[1, 2, 3]\n", 0), done.stderr
+    assert done.stderr == ""
