@@ -168,7 +168,9 @@ class _Home(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             fields = {name: value for name, value in record.__dict__.items() if name.startswith(("task_", "flow_"))}
-            self._send_home(LOG, [record.name, record.levelno, record.getMessage(), record.created, fields])
+            self._send_home(
+                LOG, [record.name, record.levelno, record.levelname, record.getMessage(), record.created, fields]
+            )
         except (OSError, EOFError):
             return  # nobody is there any more
         except Exception:
