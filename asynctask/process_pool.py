@@ -51,7 +51,12 @@ class Worker:
         self.functions: set[int] = set()
         self.calls = 0
         self._lock = threading.Lock()
-        command = [sys.executable, "-c", "from asynctask.process_worker import main; main()"]
+        # With our own path from the start: the worker is to find the asynctask that we are, wherever that is, and what
+        # lies about in the current folder is not to be taken for a module of the library's.
+        code = f"import sys; sys.path[:] = {sys.path!r}; from asynctask.process_worker import main; main()"
+        library: Any = subprocess  # which has no public name for what `multiprocessing` uses as well
+        flags: list[str] = library._args_from_interpreter_flags()
+        command = [sys.executable, *flags, "-c", code]
         try:
             self.process = subprocess.Popen(
                 [*command, str(theirs.fileno()), str(lifeline)], pass_fds=[theirs.fileno(), lifeline]

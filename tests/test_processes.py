@@ -397,3 +397,17 @@ def test_wrong_options_are_refused_at_once(options, said):
 
 def test_sync_code_submits_to_processes_too():
     assert pid.with_options(task_runner=ProcessPoolTaskRunner(1)).submit().result() != os.getpid()
+
+
+def test_a_file_in_the_current_folder_is_not_taken_for_a_module_of_the_library(tmp_path):
+    (tmp_path / "socket.py").write_text("raise SystemExit('the wrong one')\n")
+    folder = tmp_path / "program"
+    folder.mkdir()
+    (folder / "script.py").write_text(
+        "from asynctask import ProcessPoolTaskRunner, task\n"
+        "print(task(lambda: 3, task_runner=ProcessPoolTaskRunner(1)).submit().result())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(folder / "script.py")], cwd=tmp_path, capture_output=True, text=True, timeout=30
+    )
+    assert (done.stdout, done.returncode) == ("3\n", 0), done.stderr
