@@ -27,7 +27,7 @@ from .parcels import DONE, FAILED, Call, call_of, deliver, loads
 from .runs import Run
 from .serializers import decode_error
 from .states import RUNNING
-from .wires import Message, in_bytes, pair, receive, send, unpacked
+from .wires import Message, Reader, in_bytes, pair, send, unpacked
 
 logger = logging.getLogger("asynctask")
 
@@ -48,6 +48,7 @@ class Worker:
         lifeline, held = os.pipe()  # the worker reads; when nobody holds the other end any more, it ends
         self._held = held
         self.wire = ours
+        self.reader = Reader(ours)
         self.functions: set[int] = set()
         self.calls = 0
         self._lock = threading.Lock()
@@ -238,7 +239,7 @@ class ProcessPool:
             self._workers.add(worker)
         worker.wire.settimeout(START_SECONDS)
         try:
-            message = receive(worker.wire)
+            message = worker.reader.receive()
             worker.wire.settimeout(None)
             if message.kind == FAILED:
                 raise _error_in(message)
@@ -308,7 +309,7 @@ class ProcessPool:
 def _answer(worker: Worker, call: Call) -> Any:
     """What the worker answers: a result, or an exception, raised. What it logs before that is delivered."""
     while True:
-        message = receive(worker.wire)
+        message = worker.reader.receive()
         if message.kind == DONE:
             return unpacked(message, loads)[0]
         if message.kind == FAILED:
