@@ -219,7 +219,7 @@ class _Home(logging.Handler):
             return
         try:
             fields = {name: value for name, value in record.__dict__.items() if name.startswith(("task_", "flow_"))}
-            tell([record.name, record.levelno, record.getMessage(), record.created, fields])
+            tell([record.name, record.levelno, record.levelname, record.getMessage(), record.created, fields])
         except (OSError, EOFError):
             return  # nobody is there any more
         except Exception:

@@ -190,6 +190,31 @@ def node_of(slots: Slots) -> Node:
     return slots.run if slots.strand is None else slots
 
 
+# -- generators that are paused -----------------------------------------------------------------------------------
+
+
+def pause(slots: Slots, strand: object) -> None:
+    """A generator that holds `slots` has given a value to the code of `strand`; None: it goes on."""
+    slots.paused_in = strand
+    slots.table.has_paused = True
+
+
+def check_paused(slots: Slots, strand: object) -> None:
+    """Raise `DeadlockError` if all slots of a line are held by generators that go on only when the code of `strand`
+    does, which is about to wait for one."""
+    with slots.table.lock:
+        for line in slots.lines:
+            if slots.granted or slots not in line.waiting or line.share < line.size or not line.holders:
+                continue
+            if all(one.paused_in == strand for one in line.holders):
+                names = ", ".join(one.run.name for one in line.holders)
+                raise DeadlockError(
+                    f"run {slots.run.name!r} would wait for ever for {line.text}: {names} holds it, a generator that "
+                    f"is paused until the code that wants this slot goes on; take the values into a list first, or "
+                    f"raise the limit"
+                )
+
+
 # -- drawing ------------------------------------------------------------------------------------------------------
 
 

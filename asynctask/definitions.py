@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar, Unpack, cast, overload
 
@@ -289,7 +289,7 @@ class TaskDefinition(Definition[P], Generic[P, R]):
         concurrency: int,
         ordered: bool,
         return_exceptions: bool,
-    ) -> AsyncIterator[Any]:
+    ) -> Stream[Any]:
         if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise OptionError(
                 f"task {self.name!r}: stream(concurrency=...) must be a number from 1, not {shown(concurrency)}"

@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 from .bodies import timed_out
+from .deadlocks import pause
 from .endings import (
     NEED_CARE,
     after_failure,
@@ -30,7 +31,7 @@ from .endings import (
 from .errors import Interrupted, OptionError
 from .inputs import ATOMS, failed_upstream, fill, find, is_plain, lineage
 from .lines import Slots
-from .loops import begun, must_pass
+from .loops import begun, must_pass, strand_here
 from .redact import shown
 from .runs import Run, current_run, current_transaction
 from .secrets import masked
@@ -150,7 +151,7 @@ async def stream(run: Run, port: Port) -> AsyncGenerator[Any, Any]:
                         await port.call_hooks(options.on_running, run, run.state)
                     value = await body.begin()
                     while not body.is_over:
-                        leave_context(token)
+                        body.pause(slots, token)
                         try:
                             sent = yield value
                         except GeneratorExit:
@@ -199,12 +200,13 @@ async def stream(run: Run, port: Port) -> AsyncGenerator[Any, Any]:
 class Steps:
     """The body of one attempt of a generator task, advanced step by step; sync or async inside."""
 
-    __slots__ = ("_generator", "_is_async", "_left", "_port", "_run", "has_yielded", "is_over")
+    __slots__ = ("_generator", "_is_async", "_left", "_port", "_run", "_slots", "has_yielded", "is_over")
 
     def __init__(self, run: Run, port: Port) -> None:
         self._run: Any = run
         self._port = port
         self._generator: Any = None
+        self._slots: Slots | None = None
         self._is_async = run.spec.is_async
         #: Seconds left to the body; the time that the consumer takes between two steps does not count.
         self._left = run.spec.options.timeout
@@ -216,6 +218,17 @@ class Steps:
         self._generator = run.spec.body(*run.args, **run.kwargs)
         return await self.send(None)
 
+    def pause(self, slots: Slots | None, token: Any) -> None:
+        """It has given a value, and goes on only when the code does that took it; see `deadlocks.check_paused`."""
+        leave_context(token)
+        self._slots = slots
+        if slots is not None:
+            pause(slots, strand_here())
+
+    def _resume(self) -> None:
+        if self._slots is not None:
+            pause(self._slots, None)
+
     async def send(self, value: Any) -> Any:
         generator = self._generator
         return await self._step((lambda: generator.asend(value)) if self._is_async else lambda: generator.send(value))
@@ -225,6 +238,7 @@ class Steps:
         return await self._step((lambda: generator.athrow(error)) if self._is_async else lambda: generator.throw(error))
 
     async def close(self) -> None:
+        self._resume()
         generator = self._generator
         if self._is_async:
             await generator.aclose()
@@ -233,9 +247,10 @@ class Steps:
 
     def let_go(self) -> None:
         """Over: the traceback of what the body raised leads here, and must not lead on to the run."""
-        self._run = self._generator = None
+        self._run = self._generator = self._slots = None
 
     async def _step(self, step: Callable[[], Any]) -> Any:
+        self._resume()
         if self._left == 0.0:  # used up by steps that never let anybody stop them
             await self.close()
             raise timed_out(self._run)

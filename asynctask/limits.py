@@ -42,8 +42,8 @@ class Limits:
         self._strand = strand
         self._share_at_first = share_at_first
         self.on_need: Callable[[], None] | None = None
-        #: See `Wait.cuts`.
-        self._cuts = 0
+        #: See `Wait.cuts`; and whether a generator was ever paused that holds slots.
+        self._cuts, self.has_paused = 0, False
         #: Whether the limits that a store keeps are in here yet; see `Store.ready`.
         self.is_known = True
         self.clock = clock or Clock()
@@ -280,6 +280,8 @@ class Limits:
         run = slots.run
         if isinstance(run, Guest):
             return None
+        if self.has_paused:
+            deadlocks.check_paused(slots, self._strand())
         if run.is_submitted and not deadlocks.matters(run):
             return None
         return self.begin_wait(run, slots)

@@ -76,6 +76,8 @@ class Slots(msgspec.Struct, eq=False):
     since: float = 0.0
     #: The task or thread of a block (`concurrency`); None for the slots of a run's tags.
     strand: object = None
+    #: The task or thread that a generator has given a value, and without which it does not go on.
+    paused_in: object = None
     wake: Callable[[], None] | None = None
     granted: bool = False
     #: Whether what decays was paid for, and from when on it can be had.

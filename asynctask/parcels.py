@@ -170,8 +170,8 @@ def deliver(run: Run, values: list[Any]) -> None:
         number, entry = values
         run.journal.keep_log(number, msgspec.convert(entry, LogEntry))
         return
-    name, level, text, created, fields = values
-    known = {"name": name, "levelno": level, "levelname": logging.getLevelName(level), "msg": text, "created": created}
+    name, level, level_name, text, created, fields = values
+    known = {"name": name, "levelno": level, "levelname": level_name, "msg": text, "created": created}
     record = logging.makeLogRecord({**known, **fields})
     logging.getLogger(name).handle(record)
 

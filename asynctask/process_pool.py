@@ -27,7 +27,7 @@ from .parcels import DONE, FAILED, Call, call_of, deliver, loads
 from .runs import Run
 from .serializers import decode_error
 from .states import RUNNING
-from .wires import Message, in_bytes, pair, receive, send, unpacked
+from .wires import Message, Reader, in_bytes, pair, send, unpacked
 
 logger = logging.getLogger("asynctask")
 
@@ -48,10 +48,16 @@ class Worker:
         lifeline, held = os.pipe()  # the worker reads; when nobody holds the other end any more, it ends
         self._held = held
         self.wire = ours
+        self.reader = Reader(ours)
         self.functions: set[int] = set()
         self.calls = 0
         self._lock = threading.Lock()
-        command = [sys.executable, "-c", "from asynctask.process_worker import main; main()"]
+        # With our own path from the start: the worker is to find the asynctask that we are, wherever that is, and what
+        # lies about in the current folder is not to be taken for a module of the library's.
+        code = f"import sys; sys.path[:] = {sys.path!r}; from asynctask.process_worker import main; main()"
+        library: Any = subprocess  # which has no public name for what `multiprocessing` uses as well
+        flags: list[str] = library._args_from_interpreter_flags()
+        command = [sys.executable, *flags, "-c", code]
         try:
             self.process = subprocess.Popen(
                 [*command, str(theirs.fileno()), str(lifeline)], pass_fds=[theirs.fileno(), lifeline]
@@ -233,7 +239,7 @@ class ProcessPool:
             self._workers.add(worker)
         worker.wire.settimeout(START_SECONDS)
         try:
-            message = receive(worker.wire)
+            message = worker.reader.receive()
             worker.wire.settimeout(None)
             if message.kind == FAILED:
                 raise _error_in(message)
@@ -303,7 +309,7 @@ class ProcessPool:
 def _answer(worker: Worker, call: Call) -> Any:
     """What the worker answers: a result, or an exception, raised. What it logs before that is delivered."""
     while True:
-        message = receive(worker.wire)
+        message = worker.reader.receive()
         if message.kind == DONE:
             return unpacked(message, loads)[0]
         if message.kind == FAILED:

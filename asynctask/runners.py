@@ -201,7 +201,7 @@ class ProcessPoolTaskRunner:
                 f"ProcessPoolTaskRunner: start_method must be 'spawn', not {shown(start_method)}: what threads have "
                 f"locked stays locked in a forked process"
             )
-        if initializer is not None and not callable(initializer):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if initializer is not None and not callable(initializer):
             raise OptionError(f"ProcessPoolTaskRunner: initializer must be a function, not {shown(initializer)}")
         self._max_workers = max_workers
         self._max_calls = max_tasks_per_child

@@ -11,37 +11,56 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import threading
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 
 from . import loops
-from .errors import CancelledRun
+from .blocking import refuse_to_hang
+from .bodies import block_on
+from .errors import CancelledRun, OptionError
 from .futures import TaskFuture, outcome
 from .lending import lending
 from .runs import Run
 
 logger = logging.getLogger("asynctask")
 
+R = TypeVar("R")
 
-class Stream(AsyncIterator[Any]):
-    """The results of a window, for `async for`; whoever drops it leaves it."""
+
+class Stream(AsyncIterator[R], Iterator[R]):
+    """The results of a window, for `async for`, or `for` in plain code; whoever drops it leaves it."""
 
     def __init__(self, window: Window, return_exceptions: bool) -> None:
         self._window = window
         self._return_exceptions = return_exceptions
 
-    async def __anext__(self) -> Any:
+    async def __anext__(self) -> R:
         try:
             future = await self._window.next()
             if future is None:
                 raise StopAsyncIteration
-            return outcome(future.run, raise_on_failure=not self._return_exceptions)
+            return outcome(future.run, raise_on_failure=not self._return_exceptions)  # type: ignore[no-any-return]
         except BaseException:
             self._window.leave()
             raise
+
+    def __next__(self) -> R:
+        try:
+            future = self._window.next_blocking()
+            if future is None:
+                raise StopIteration
+            return outcome(future.run, raise_on_failure=not self._return_exceptions)  # type: ignore[no-any-return]
+        except BaseException:
+            self._window.leave()
+            raise
+
+    def close(self) -> None:
+        """Leave the stream, in plain code."""
+        self._window.leave()
 
     async def aclose(self) -> None:
         """Leave the stream and wait until its input is closed."""
@@ -76,7 +95,7 @@ class Window:
         self._feeder: Any = None
         self._loop: loops.EventLoop | None = None
         #: Wakes who waits for a result, the feeder that waits for room, and who waits for the input to be closed.
-        self._waker: loops.Waker | None = None
+        self._waker: loops.Waker | _Alarm | None = None
         self._room_waker: loops.Waker | None = None
         self._close_waker: loops.Waker | None = None
         self._error: BaseException | None = None
@@ -85,28 +104,52 @@ class Window:
 
     async def next(self) -> TaskFuture[Any] | None:
         """The next run that is over; None at the end. Raises what the input raises."""
-        self._room += self._taken
-        self._taken = 0
+        self._make_room()
         if isinstance(self._source, AsyncIterable):
             self._feed_from(self._source)
         else:
             self._pull_from(self._source)
-        while not self._is_left:
-            if self._error is not None:
-                raise self._error
-            if self._is_ready():
-                future = self._flying[0] if self._ordered else self._landed.popleft()
-                self._flying.remove(future)
-                self._taken += 1
-                return future
-            if self._is_exhausted and not self._flying:
-                break
+        while (future := self._take()) is None and not self._is_over():
             waker = self._waker = loops.here().waker()
             if not self._is_ready():  # a run may have landed, in another thread, just before the waker was there
                 with lending(self._awaited):
                     await waker.wait()
             self._waker = None
-        return None
+        return future
+
+    def next_blocking(self) -> TaskFuture[Any] | None:
+        """The same for plain code, which it blocks. Raises `OptionError` for an async input, and `BlockingWaitError`
+        on the event loop that has to run what is in flight."""
+        if not isinstance(self._source, Iterable):  # a stream is both, so that one may be the input of another
+            raise OptionError("a stream over an async input is taken with `async for`")
+        self._make_room()
+        self._pull_from(self._source)
+        while (future := self._take()) is None and not self._is_over():
+            refuse_to_hang(self._flying[0].run, "write `async for` instead")
+            alarm = self._waker = _Alarm()
+            if not self._is_ready():
+                with lending(self._awaited):
+                    block_on(alarm.rung)
+            self._waker = None
+        return future
+
+    def _make_room(self) -> None:
+        self._room += self._taken
+        self._taken = 0
+
+    def _take(self) -> TaskFuture[Any] | None:
+        """One that is over, if there is one."""
+        if self._error is not None and not self._is_left:
+            raise self._error
+        if self._is_left or not self._is_ready():
+            return None
+        future = self._flying[0] if self._ordered else self._landed.popleft()
+        self._flying.remove(future)
+        self._taken += 1
+        return future
+
+    def _is_over(self) -> bool:
+        return self._is_left or (self._is_exhausted and not self._flying)
 
     def leave(self) -> None:
         """Cancel what is in flight and close the input. From any thread; once."""
@@ -208,6 +251,16 @@ class Window:
             logger.exception("Closing the input of a stream raised")
 
 
-def _wake(waker: loops.Waker | None) -> None:
+class _Alarm:
+    """Wakes a thread that blocks."""
+
+    def __init__(self) -> None:
+        self.rung = threading.Event()
+
+    def wake(self) -> None:
+        self.rung.set()
+
+
+def _wake(waker: loops.Waker | _Alarm | None) -> None:
     if waker is not None:
         waker.wake()

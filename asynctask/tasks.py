@@ -10,7 +10,6 @@ import sys
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
-    AsyncIterator,
     Callable,
     Coroutine,
     Generator,
@@ -30,6 +29,7 @@ from .late import late
 from .retries import exponential_backoff as exponential_backoff
 from .runs import Run, current_tags
 from .specs import colour_of, plain_function, refuse_unusable
+from .streams import Stream
 
 if TYPE_CHECKING:
     from .keywords import TaskOptions
@@ -60,8 +60,10 @@ class Task(TaskDefinition[P, R]):
         concurrency: int,
         ordered: bool = False,
         return_exceptions: bool = False,
-    ) -> AsyncIterator[R]:
+    ) -> Stream[R]:
         """Results over an input of any length, at most `concurrency` runs in flight (results not yet taken included).
+
+        For `async for`; in plain code, for `for`.
 
         The input is pulled only when there is room. A failure ends the stream, unless `return_exceptions=True`.
         Leaving the loop early cancels what is in flight and closes the input.
@@ -97,7 +99,7 @@ class AsyncTask(TaskDefinition[P, R]):
         concurrency: int,
         ordered: bool = False,
         return_exceptions: bool = False,
-    ) -> AsyncIterator[R]:
+    ) -> Stream[R]:
         """Results over an input of any length, with bounded concurrency; see `Task.stream`."""
         return self._stream(source, concurrency, ordered, return_exceptions)
 

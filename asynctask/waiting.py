@@ -194,7 +194,7 @@ class Loop:
 
     def call(self, run: Run) -> Awaitable[Any]:
         spec = run.spec
-        if Services.may_be_elsewhere and not spec.is_flow:
+        if Services.may_be_elsewhere and run.is_submitted and not spec.is_flow:  # what is called, runs here
             found = getattr(self.services.runner(run), "elsewhere", None)
             if found is not None:
                 return self._call_elsewhere(run, found())

@@ -1,7 +1,8 @@
 """Waits that can never end: a `DeadlockError` when the ring closes, drawn; and none where somebody goes on."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, closing
 from typing import Any
 
 import anyio
@@ -23,7 +24,7 @@ from asynctask import (
 from asynctask.errors import DeadlockError
 from asynctask.stores.memory import MemoryStore
 from asynctask.stores.sqlite import SQLiteStore
-from testkit import until
+from testkit import fresh, limit_of, set_limit, until
 
 COLOURS = ("async", "sync")
 
@@ -1186,3 +1187,69 @@ async def test_a_cancelled_run_is_no_part_of_a_ring():
         may_end.set()
         assert await ended(futures["b"], futures["c"]) == ["Completed", "Completed"]
         assert_nothing_left(rt)
+
+
+# -- generators -------------------------------------------------------------------------------------------------------
+
+
+@task(tags=["db"])
+def rows() -> Iterator[int]:
+    yield from range(3)
+
+
+@task(tags=["db"])
+async def async_rows() -> AsyncIterator[int]:
+    for number in range(3):
+        yield number
+
+
+@task(tags=["db"])
+def store_row(row: int) -> int:
+    return row
+
+
+@task(tags=["db"])
+async def store_row_async(row: int) -> int:
+    return row
+
+
+async def test_who_wants_the_slot_of_the_generator_whose_values_it_takes_is_told_so():
+    async with fresh() as runtime:
+        await set_limit("db", 1)
+        async with aclosing(async_rows()) as generator:
+            assert await anext(generator) == 0
+            with pytest.raises(DeadlockError, match=r'store_row_async-\w+.* slot of tag "db": async_rows-\w+ holds it'):
+                await store_row_async(0)
+            assert await anext(generator) == 1
+        await until(lambda: limit_of(runtime, "db").in_use == 0)
+        assert await store_row_async(7) == 7
+        await set_limit("db", 2)
+        assert [await store_row_async(row) async for row in async_rows()] == [0, 1, 2]
+        assert limit_of(runtime, "db").in_use == 0
+
+
+def test_who_wants_the_slot_of_the_generator_whose_values_it_takes_is_told_so_in_plain_code():
+    async def set_limits(number: int) -> None:
+        await set_limit("db", number)
+
+    anyio.run(set_limits, 1)
+    try:
+        with closing(rows()) as generator:
+            assert next(generator) == 0
+            with pytest.raises(DeadlockError, match="take the values into a list first"):
+                store_row(0)
+        assert [store_row(row) for row in list(rows())] == [0, 1, 2]
+    finally:
+        with get_client(sync_client=True) as client:
+            client.delete_concurrency_limit_by_tag("db")
+
+
+async def test_a_paused_generator_holds_others_up_only_until_its_consumer_goes_on():
+    async with fresh():
+        await set_limit("db", 1)
+        generator = async_rows()
+        assert await anext(generator) == 0
+        other = store_row_async.submit(5)  # of code beside: it waits
+        await until(lambda: other.state.name == "AwaitingConcurrencySlot")
+        assert [row async for row in generator] == [1, 2]
+        assert await other == 5

@@ -16,7 +16,7 @@ from typing import Any
 import anyio
 import pytest
 
-from asynctask import ProcessPoolTaskRunner, Runtime, flow, get_client, get_run_logger, tags, task
+from asynctask import ProcessPoolTaskRunner, Runtime, ThreadPoolTaskRunner, flow, get_client, get_run_logger, tags, task
 from asynctask.errors import CancelledRun, OptionError, SerializationError, TaskTimeoutError, WorkerLostError
 from asynctask.runtime import flow_run, task_run
 from asynctask.stores.memory import MemoryStore
@@ -397,3 +397,37 @@ def test_wrong_options_are_refused_at_once(options, said):
 
 def test_sync_code_submits_to_processes_too():
     assert pid.with_options(task_runner=ProcessPoolTaskRunner(1)).submit().result() != os.getpid()
+
+
+def test_a_file_in_the_current_folder_is_not_taken_for_a_module_of_the_library(tmp_path):
+    (tmp_path / "socket.py").write_text("raise SystemExit('the wrong one')\n")
+    folder = tmp_path / "program"
+    folder.mkdir()
+    (folder / "script.py").write_text(
+        "from asynctask import ProcessPoolTaskRunner, task\n"
+        "print(task(lambda: 3, task_runner=ProcessPoolTaskRunner(1)).submit().result())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(folder / "script.py")], cwd=tmp_path, capture_output=True, text=True, timeout=30
+    )
+    assert (done.stdout, done.returncode) == ("3\n", 0), done.stderr
+
+
+async def test_one_flow_has_its_runs_wherever_each_of_them_says():
+    threads = ThreadPoolTaskRunner(1)
+    on_thread = pid.with_options(task_runner=threads)
+
+    @flow(task_runner=ProcessPoolTaskRunner(1))
+    async def around() -> list[int]:
+        plain, threaded, awaited = pid.submit(), on_thread.submit(), async_pid.submit()
+        return [await plain, await threaded, await awaited, pid(), await async_pid()]
+
+    async with Runtime(store=MemoryStore()):
+        plain, threaded, awaited, called, called_async = await around()
+    assert plain == awaited != os.getpid()
+    assert threaded == called == called_async == os.getpid()
+
+
+async def test_runs_in_processes_are_streamed_like_any_other():
+    async with on_processes(2):
+        assert [number async for number in give.stream(range(30), concurrency=4, ordered=True)] == list(range(30))

@@ -11,8 +11,9 @@ import anyio
 import pytest
 
 from asynctask import flow, tags, task
-from asynctask.errors import OptionError, ParameterBindError
+from asynctask.errors import BlockingWaitError, OptionError, ParameterBindError
 from asynctask.runtime import task_run
+from testkit import fresh
 
 LIMIT = 5  # seconds after which a test that hangs fails
 
@@ -469,3 +470,73 @@ async def test_a_wrong_concurrency_is_refused_at_once(wrong: Any) -> None:
 async def test_what_cannot_be_iterated_over_is_refused_at_once() -> None:
     with pytest.raises(OptionError, match=r"task 'double': stream\(\) needs an iterable or async iterable, not 5"):
         double.stream(5, concurrency=1)  # type: ignore[arg-type]
+
+
+# -- in plain code ----------------------------------------------------------------------------------------------------
+
+
+@task
+def halved(number: int) -> float:
+    if number == 13:
+        raise ValueError("unlucky")
+    return number / 2
+
+
+@task
+async def halved_async(number: int) -> float:
+    await anyio.sleep(0)
+    return number / 2
+
+
+@pytest.mark.parametrize("which", [halved, halved_async], ids=["sync", "async"])
+def test_in_plain_code_a_stream_is_taken_with_for(which):
+    assert list(which.stream(range(10), concurrency=3, ordered=True)) == [number / 2 for number in range(10)]
+    assert sorted(which.stream(iter(range(10)), concurrency=3)) == [number / 2 for number in range(10)]
+    assert list(which.stream([], concurrency=3)) == []
+
+
+def test_in_plain_code_the_input_is_pulled_only_when_there_is_room():
+    pulled = 0
+
+    def numbers() -> Iterator[int]:
+        nonlocal pulled
+        while True:
+            pulled += 1
+            yield 2
+
+    stream = halved.stream(numbers(), concurrency=4)
+    for taken in range(1, 50):
+        assert next(stream) == 1
+        assert pulled <= taken + 4
+    stream.close()
+    assert list(stream) == []
+
+
+def test_in_plain_code_a_failure_ends_the_stream_unless_it_is_asked_for():
+    stream = halved.stream(range(10, 20), concurrency=1)
+    assert [next(stream) for _ in range(3)] == [5, 5.5, 6]
+    with pytest.raises(ValueError, match="unlucky"):
+        next(stream)
+    assert list(stream) == []
+    found = list(halved.stream(range(12, 15), concurrency=1, return_exceptions=True))
+    assert [type(one) for one in found] == [float, ValueError, float]
+
+
+def test_stages_of_streams_pass_things_on_one_by_one_in_plain_code():
+    first = halved.stream(range(0, 40, 4), concurrency=2, ordered=True)
+    second = halved.stream(first, concurrency=2, ordered=True)
+    assert list(second) == [float(number) for number in range(10)]
+
+
+async def test_a_blocking_stream_on_the_loop_that_must_run_it_is_refused():
+    async with fresh():
+        with pytest.raises(BlockingWaitError, match="async for"):
+            next(halved_async.stream([1], concurrency=1))
+
+
+def test_an_async_input_needs_async_for():
+    async def numbers() -> AsyncIterator[int]:
+        yield 1
+
+    with pytest.raises(OptionError, match="async for"):
+        next(halved.stream(numbers(), concurrency=1))

@@ -51,7 +51,6 @@ async def wrong_colours(future: TaskFuture[int]) -> None:
     mapped: list[int] = await coloured.map([1])  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
     for ended in as_completed([future]):
         text = ended.result()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
-    list(coloured.stream([1], concurrency=1))  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     coloured(1)  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
     print(number, text, more, mapped)
 

@@ -1,6 +1,6 @@
 """What an editor shows for tasks made of functions: decorating, calling, submitting, mapping, streaming."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Generator
+from collections.abc import AsyncGenerator, Coroutine, Generator
 from datetime import timedelta
 from typing import Any, assert_type
 
@@ -18,6 +18,7 @@ from asynctask import (
     task,
     unmapped,
 )
+from asynctask.streams import Stream
 from asynctask.tasks import exponential_backoff
 
 
@@ -148,7 +149,8 @@ async def mapped() -> None:
 
 async def streamed() -> None:
     """The results, one by one, of an input of either colour."""
-    assert_type(plain.stream([1, 2], concurrency=2), AsyncIterator[float])
+    assert_type(plain.stream([1, 2], concurrency=2), Stream[float])
+    assert_type(list(plain.stream([1, 2], concurrency=2)), list[float])
     async for value in coloured.stream(async_steps(1), concurrency=2, ordered=True):
         assert_type(value, float)
 
