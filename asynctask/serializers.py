@@ -13,9 +13,7 @@
 from __future__ import annotations
 
 import copy
-import functools
 import importlib
-from collections.abc import Callable
 from typing import Annotated, Any, Final, Protocol
 
 import msgspec
@@ -284,6 +282,21 @@ def _cause_of(error: BaseException) -> BaseException | None:
     return cause if isinstance(cause, BaseException) else None
 
 
+def _by_reference(error: object) -> bytes:
+    """A pickle as Python makes it by itself. Some libraries (tblib, which comes with Dask) have exceptions pickled in a
+    way of their own, process-wide, that loses what some were made with."""
+    import copyreg
+    import io
+    import pickle  # 4 ms, for who fails
+
+    buffer = io.BytesIO()
+    pickler = pickle.Pickler(buffer, 5)
+    known: dict[Any, Any] = copyreg.dispatch_table
+    pickler.dispatch_table = {kind: reduce for kind, reduce in known.items() if not issubclass(kind, BaseException)}
+    pickler.dump(error)
+    return buffer.getvalue()
+
+
 def _pickled(error: BaseException) -> bytes:
     """The error as pickle, or nothing if another one would come back."""
     if not isinstance(error, Exception):
@@ -291,8 +304,7 @@ def _pickled(error: BaseException) -> bytes:
     import pickle  # 4 ms, for who fails
 
     # By reference first: what comes back in another process is then the class that its `except` names.
-    by_reference: Callable[[object], bytes] = functools.partial(pickle.dumps, protocol=5)
-    for dumps in (by_reference, _PICKLE.dumps):
+    for dumps in (_by_reference, _PICKLE.dumps):
         try:
             data = dumps(error)
             if len(data) <= MOST_ERROR_BYTES:
