@@ -67,6 +67,13 @@ def timed_out(run: Run) -> TaskTimeoutError:
     return error
 
 
+def begin(run: Run) -> None:
+    """The body of `run` begins, somewhere else than in its engine: Running, if that was not entered for its hooks."""
+    run.blocker = None
+    if run.states[-1].type is not RUNNING:
+        run.enter(RUNNING, "Running" if run.run_count == 0 else "Retrying")
+
+
 class Body:
     """One call of a sync body in a worker thread, which can be interrupted from outside."""
 
@@ -119,10 +126,7 @@ class Body:
 
         Under the lock, so that who interrupts it, and then enters another state, does so before or after.
         """
-        run = self.run
-        run.blocker = None
-        if run.states[-1].type is not RUNNING:
-            run.enter(RUNNING, "Running" if run.run_count == 0 else "Retrying")
+        begin(self.run)
 
     def interrupt(self, on_end: Callable[[], None]) -> bool:
         """Raise `Interrupted` in the body at its next bytecode. False if it is not in the body (any more).

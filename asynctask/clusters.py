@@ -22,6 +22,7 @@ from contextvars import Context
 from typing import Any, Protocol, cast
 
 from .away import Stop, Tell, carried_out, failed, learned, listen
+from .bodies import begin
 from .clocks import secret
 from .errors import OptionError, WorkerLostError
 from .loop_threads import LoopThread
@@ -34,7 +35,6 @@ from .scopes import close_default
 from .serializers import decode_error
 from .settings import settings
 from .specs import TaskSpec
-from .states import RUNNING
 from .waiting import Services
 from .wires import Message, Sealed, packed, unpacked
 
@@ -103,10 +103,7 @@ class Errand(Future[Any]):
         with self._lock:
             if self._is_stopped:
                 return
-            run = self.call.run
-            run.blocker = None
-            if run.states[-1].type is not RUNNING:
-                run.enter(RUNNING, "Running" if run.run_count == 0 else "Retrying")
+            begin(self.call.run)
         if self.call.on_start is not None:
             self.call.on_start()
 

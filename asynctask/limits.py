@@ -18,11 +18,11 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from . import deadlocks, loans, rates
+from . import deadlocks, loans
 from .clocks import Clock
 from .errors import DeadlockError
 from .limit_records import TAG, not_found
-from .lines import ALL, Guest, Holder, Line, Slots, Wait, Waiting, aborted, leave_run, turn_away
+from .lines import ALL, Guest, Holder, Line, Slots, Wait, Waiting, aborted, charge, due, leave_run, turn_away
 from .runs import Run
 
 
@@ -352,17 +352,13 @@ class Limits:
     def pay(self, slots: Slots, lines: Sequence[Line]) -> bool:
         """Take slots of limits that decay, if it is time; else `slots.due` says when it will be."""
         now = self.monotonic()
-        due = max(rates.due(line.full, slots.count, line.size, line.decay) for line in lines)
-        if due > now:
-            if slots.due != due and slots.wake is not None:  # it has become the first in line
+        time = due(slots, lines)
+        if time > now:
+            if slots.due != time and slots.wake is not None:  # it has become the first in line
                 slots.wake()
-            slots.due = due
+            slots.due = time
             return False
-        for line in lines:
-            line.full = rates.full_after(
-                line.full, slots.count, line.size, line.decay, came=max(slots.came, due), now=now
-            )
-        slots.is_paid = True
+        charge(slots, lines, time, now)
         return True
 
     def forget(self, slots: Slots) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
+from . import rates
 from .errors import ConcurrencyLimitAborted
 from .limit_records import MOST_SHOWN, NAMED, place_in_line, shown_name
 from .runs import Run
@@ -219,6 +220,19 @@ class Line:
                 break
             count += slots.count
         return count
+
+
+def due(slots: Slots, lines: Iterable[Line]) -> float:
+    """When `slots` can have what it wants of these limits, which decay."""
+    return max(rates.due(line.full, slots.count, line.size, line.decay) for line in lines)
+
+
+def charge(slots: Slots, lines: Iterable[Line], time: float, now: float) -> None:
+    """`slots` takes that, which it could from `time` on."""
+    came = max(slots.came, time)
+    for line in lines:
+        line.full = rates.full_after(line.full, slots.count, line.size, line.decay, came=came, now=now)
+    slots.is_paid = True
 
 
 def leave_run(slots: Slots) -> None:

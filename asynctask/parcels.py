@@ -50,7 +50,7 @@ class Context(msgspec.Struct, array_like=True):
     start: float
     log_prints: bool
     backend: str
-    #: The flow that owns it: number, name, and the flow's own name and parameters as text.
+    #: The flow run that owns it: its number and name, and the flow's name.
     flow: tuple[int, str, str] | None
     #: The URL of the store that the run is in.
     store: str

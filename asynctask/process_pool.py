@@ -1,4 +1,4 @@
-"""Worker processes, each of which can be killed alone: an executor whose calls carry the run that they are of.
+"""Worker processes, each of which can be killed alone, and the calls of runs' bodies in them.
 
 1. A call goes to a worker that has nothing to do; a worker is started when there is none and there may be one more.
    Each has a thread here that sends it calls and waits for what comes back.
@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import subprocess
@@ -22,14 +21,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from .bodies import begin
 from .errors import WorkerLostError
 from .parcels import DONE, FAILED, Call, call_of, deliver, loads
 from .runs import Run
 from .serializers import decode_error
-from .states import RUNNING
 from .wires import Message, Reader, in_bytes, pair, send, unpacked
-
-logger = logging.getLogger("asynctask")
 
 #: Seconds after which a worker that has nothing to do ends, and that one gets to start, and to end by itself.
 IDLE_SECONDS, START_SECONDS, END_SECONDS = 60.0, 60.0, 2.0
@@ -123,10 +120,7 @@ class CallFuture(Future[Any]):
             if self._is_stopped:
                 return False
             self.worker = worker
-            run = self.call.run
-            run.blocker = None
-            if run.states[-1].type is not RUNNING:
-                run.enter(RUNNING, "Running" if run.run_count == 0 else "Retrying")
+            begin(self.call.run)
         if self.call.on_start is not None:
             self.call.on_start()
         return True

@@ -22,7 +22,7 @@ from .scopes import close_default
 from .serializers import encode_error
 from .settings import settings
 from .specs import TaskSpec
-from .wires import Message, packed, receive, send, unpacked
+from .wires import Message, Reader, packed, send, unpacked
 
 
 def main() -> None:
@@ -52,8 +52,9 @@ class _Worker:
         self._specs: dict[int, TaskSpec] = {}
 
     def work(self) -> None:
+        reader = Reader(self._wire)
         while True:
-            message = receive(self._wire)
+            message = reader.receive()
             if message.kind == CALL:
                 self._post(carried_out(message, self._specs, self._tell))
             elif message.kind == FUNCTION:

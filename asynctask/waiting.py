@@ -14,6 +14,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import anyio
@@ -214,58 +215,48 @@ class Loop:
 
     async def _call_in_executor(self, run: Run) -> Any:
         body = Body(run)
-        timeout = run.spec.options.timeout
-        loop = loops.here()
-        started = None if timeout is None else loop.waker()
-        ended = loop.waker()
-        if started is not None:
-            body.on_start = started.wake
+        started = None if run.spec.options.timeout is None else loops.here().waker()
+        body.on_start = None if started is None else started.wake
         run.blocker = "a free thread"
         future = self.services.runner(run).executor().submit(loops.context_for_thread().run, body)
-        future.add_done_callback(lambda _: ended.wake())
-        if started is not None:  # an executor that is shut down may drop what it has not begun
-            future.add_done_callback(lambda _: started.wake())
-        try:
-            if timeout is None or started is None:
-                await ended.wait()
-            else:
-                # Waiting for a free thread is not part of the attempt, so the time counts from the body's start.
-                await started.wait()
-                with in_time(timeout):
-                    await ended.wait()
-                if not future.done():
-                    self._interrupt(body)
-                    raise timed_out(run)
-        except BaseException:
+
+        def stop() -> None:
             if not future.done() and not future.cancel():
                 self._interrupt(body)
-            raise
-        return future.result()
+
+        return await self._answer(run, future, started, stop)
 
     async def _call_elsewhere(self, run: Run, there: Elsewhere) -> Any:
-        timeout = run.spec.options.timeout
-        loop = loops.here()
-        started = None if timeout is None else loop.waker()
-        ended = loop.waker()
+        started = None if run.spec.options.timeout is None else loops.here().waker()
         run.blocker = "a free worker"
-        future = there.start(run, self.services.store.url, None if started is None else started.wake)
+        try:
+            future = there.start(run, self.services.store.url, None if started is None else started.wake)
+            return await self._answer(run, future, started, partial(there.stop, future))
+        finally:
+            run.blocker = None
+
+    async def _answer(
+        self, run: Run, future: Future[Any], started: loops.Waker | None, stop: Callable[[], None]
+    ) -> Any:
+        """What a body gives that is not on this loop; `stop` ends it, should nobody wait for that any more."""
+        ended = loops.here().waker()
         future.add_done_callback(lambda _: ended.wake())
-        if started is not None:
-            future.add_done_callback(lambda _: started.wake())
+        timeout = run.spec.options.timeout
         try:
             if timeout is None or started is None:
                 await ended.wait()
             else:
+                # An executor that is shut down may drop what it has not begun.
+                future.add_done_callback(lambda _: started.wake())
+                # Waiting for a thread or worker is no part of the attempt, so the time counts from the body's start.
                 await started.wait()
                 with in_time(timeout):
                     await ended.wait()
                 if not future.done():
                     raise timed_out(run)
         except BaseException:
-            there.stop(future)
+            stop()
             raise
-        finally:
-            run.blocker = None
         return future.result()
 
     def _interrupt(self, body: Body) -> None:

@@ -127,24 +127,6 @@ def send(wire: socket.socket, message: Message) -> None:
         wire.sendall(one)
 
 
-def receive(wire: socket.socket) -> Message:
-    """The next message. Raises `EOFError` if there is none, and `OSError` if the wire is broken."""
-    kind, length, beside, count = _HEAD.unpack(_exactly(wire, _HEAD.size))
-    if not count:
-        return Message(kind, _exactly(wire, length))
-    sizes = struct.unpack(f"!{count}Q", _exactly(wire, 8 * count))
-    data = _exactly(wire, length)
-    return Message(kind, data, beside, [_buffer(wire, one >> 1, bool(one & 1)) for one in sizes])
-
-
-def _buffer(wire: socket.socket, size: int, is_mutable: bool) -> Any:
-    if not is_mutable:
-        return _exactly(wire, size)
-    made = bytearray(size)
-    _fill(wire, memoryview(made))
-    return made
-
-
 def _fill(wire: socket.socket, view: memoryview) -> None:
     while view:
         count = wire.recv_into(view)
@@ -180,7 +162,7 @@ class Reader:
         self._place = 0
 
     def receive(self) -> Message:
-        """The next message. Raises as the function of that name does."""
+        """The next message. Raises `EOFError` if there is none, and `OSError` if the wire is broken."""
         kind, length, beside, count = _HEAD.unpack(self._exactly(_HEAD.size))
         if not count:
             return Message(kind, self._exactly(length))

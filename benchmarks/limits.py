@@ -7,10 +7,8 @@ README.md says how to read the result.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import gc
-import json
 import math
 import os
 import statistics
@@ -20,15 +18,13 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 os.environ["ASYNCTASK_STORE_URL"] = "memory://"  # whatever a row does not say otherwise
 
 import anyio
-from core import Result, Row, a_millisecond, measured, nothing, on_asyncio, plain_nothing, table, under_semaphore
-from rich.console import Console
-from store import COUNT, FOLDER, Figure, in_a_child, new_store, told
+from core import Row, a_millisecond, nothing, on_asyncio, plain_nothing, under_semaphore
+from store import COUNT, FOLDER, Figure, in_a_child, judge, new_store
 
 from asynctask import Runtime, get_client, rate_limit, task
 
@@ -562,42 +558,5 @@ FIGURES: dict[str, Callable[[bool], list[Figure]]] = {
 }
 
 
-def as_figure(result: Result) -> Figure:
-    """A row without a bar, which is only told."""
-    row = result.row
-    return Figure(row.name, f"{row.work}, as a multiple of {row.against}", result.ratio, "x", None)
-
-
-def main() -> int:
-    """0 when every row and figure is within its bar (or with --quick, always), 1 when one is over it."""
-    names = [*(row.name for row in ROWS), *FIGURES]
-    parser = argparse.ArgumentParser(description="What limits cost, and how fast a slot changes hands.")
-    parser.add_argument("--quick", action="store_true", help="fewer, shorter rounds; exits 0 also over a bar")
-    parser.add_argument("--row", action="append", choices=names, metavar="NAME", help=f"one of {', '.join(names)}")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there as well")
-    given = parser.parse_args()
-    console = Console(width=None if sys.stdout.isatty() else 150)
-    wanted = given.row or names
-    measures = [measured(row, given.quick) for row in ROWS if row.name in wanted]
-    results = [one for one in measures if one.row.bar < math.inf]
-    figures = [as_figure(one) for one in measures if one.row.bar == math.inf]
-    figures += [one for name, measure in FIGURES.items() if name in wanted for one in measure(given.quick)]
-    if results:
-        console.print(table(results, "limits"))
-    if figures:
-        console.print(told(figures))
-    if given.json:
-        rows: list[dict[str, Any]] = [
-            {"name": one.row.name, "theirs": one.theirs, "ours": one.ours, "ratio": one.ratio, "bar": one.row.bar}
-            for one in results
-        ]
-        text = json.dumps({"rows": rows, "figures": [one._asdict() for one in figures]}, indent=2)
-        given.json.write_text(text + "\n")
-    over = any(one.verdict == "over" for one in results) or any(
-        one.bar is not None and one.value > one.bar for one in figures
-    )
-    return 0 if given.quick or not over else 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(judge("What limits cost, and how fast a slot changes hands.", "limits", ROWS, FIGURES))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -270,28 +271,37 @@ def told(figures: list[Figure]) -> Table:
     return shown
 
 
-def main() -> int:
-    """0 when every row and figure is within its bar (or with --quick, always), 1 when one is over it."""
-    names = [*(row.name for row in ROWS), *FIGURES]
-    parser = argparse.ArgumentParser(description="What recording and caching cost.")
+def as_figure(result: Result) -> Figure:
+    """A row without a bar, which is only told."""
+    row = result.row
+    return Figure(row.name, f"{row.work}, as a multiple of {row.against}", result.ratio, "x", None)
+
+
+def judge(description: str, title: str, rows: list[Row], measures: dict[str, Callable[[bool], list[Figure]]]) -> int:
+    """Measure and tell what the command line asks for: 0 when all of it is within its bar (or with --quick, always),
+    1 when something is over it. A row whose bar is infinite is told as a figure."""
+    names = [*(row.name for row in rows), *measures]
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="fewer, shorter rounds; exits 0 also over a bar")
     parser.add_argument("--row", action="append", choices=names, metavar="NAME", help=f"one of {', '.join(names)}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there as well")
     given = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 150)
     wanted = given.row or names
-    results: list[Result] = [measured(row, given.quick) for row in ROWS if row.name in wanted]
-    figures = [one for name, measure in FIGURES.items() if name in wanted for one in measure(given.quick)]
+    all_rows = [measured(row, given.quick) for row in rows if row.name in wanted]
+    results = [one for one in all_rows if one.row.bar < math.inf]
+    figures = [as_figure(one) for one in all_rows if one.row.bar == math.inf]
+    figures += [one for name, measure in measures.items() if name in wanted for one in measure(given.quick)]
     if results:
-        console.print(table(results, "recording and caching"))
+        console.print(table(results, title))
     if figures:
         console.print(told(figures))
     if given.json:
-        rows: list[dict[str, Any]] = [
+        told_rows: list[dict[str, Any]] = [
             {"name": one.row.name, "theirs": one.theirs, "ours": one.ours, "ratio": one.ratio, "bar": one.row.bar}
             for one in results
         ]
-        text = json.dumps({"rows": rows, "figures": [one._asdict() for one in figures]}, indent=2)
+        text = json.dumps({"rows": told_rows, "figures": [one._asdict() for one in figures]}, indent=2)
         given.json.write_text(text + "\n")
     over = any(one.verdict == "over" for one in results) or any(
         one.bar is not None and one.value > one.bar for one in figures
@@ -300,4 +310,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(judge("What recording and caching cost.", "recording and caching", ROWS, FIGURES))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import numpy
 import pytest
 
 from asynctask import ProcessPoolTaskRunner, Runtime, ThreadPoolTaskRunner, flow, get_client, get_run_logger, tags, task
@@ -80,7 +81,6 @@ async def test_lambdas_closures_and_local_classes_travel():
 
 
 async def test_large_bytes_and_buffers_come_back_equal_and_writable():
-    numpy = pytest.importorskip("numpy")
     array = numpy.arange(300_000)
     data = os.urandom(1_000_000)
     async with on_processes():

@@ -183,6 +183,12 @@ class Desk:
         await background
 
 
+async def ring_when(closing: asyncio.Event, bell: asyncio.Event) -> None:
+    """For what runs in the background and waits for a bell of its own: the desk closes."""
+    await closing.wait()
+    bell.set()
+
+
 async def _answered(question: Callable[[], Awaitable[Any]], answer: Answer[Any]) -> None:
     try:
         value = await question()

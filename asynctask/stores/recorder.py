@@ -22,6 +22,7 @@ from ..errors import StoreError
 from ..records import LogEntry
 from ..runs import Trace, wake_all
 from .base import Journals
+from .desk import ring_when
 
 logger = logging.getLogger("asynctask")
 
@@ -176,7 +177,7 @@ class Recorder:
         self._loop = asyncio.get_running_loop()
         self._writing = asyncio.Lock()
         bell = self._bell = asyncio.Event()
-        stopper = asyncio.ensure_future(_ring_when(closing, bell))
+        stopper = asyncio.ensure_future(ring_when(closing, bell))
         pause = GATHER
         try:
             while not closing.is_set():
@@ -313,8 +314,3 @@ class Recorder:
         self._dropped = 0
         if len(self._queue) <= MOST_WAITING - BATCH:  # not earlier: each time costs more than a run
             self._uncrowd()
-
-
-async def _ring_when(closing: asyncio.Event, bell: asyncio.Event) -> None:
-    await closing.wait()
-    bell.set()

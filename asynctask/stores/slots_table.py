@@ -24,15 +24,15 @@ from typing import Any
 import aiosqlite
 import msgspec
 
-from .. import rates
 from ..errors import StoreError
 from ..gridlocks import Told, drawn, needs_of, refused
 from ..limit_records import LimitRecord, not_found
 from ..limits import Limits
-from ..lines import Line, Slots
+from ..lines import Line, Slots, charge, due
 from ..shares import Other, Share, comes_first, settled
 from . import bells, people, sql
 from .database import Database, in_one_step
+from .desk import ring_when
 from .guard import is_alive
 
 logger = logging.getLogger("asynctask")
@@ -148,7 +148,7 @@ class SlotsTable:
         loop = self._loop
         assert rung is not None, "it was not opened"
         assert loop is not None, "it was not opened"
-        stopper = asyncio.ensure_future(_ring_when(closing, rung))
+        stopper = asyncio.ensure_future(ring_when(closing, rung))
         if self._is_rung:
             rung.set()
         try:
@@ -345,14 +345,11 @@ class SlotsTable:
             decaying = [one for one in slots.lines if one.decay]
             if not all(_is_next(slots, one) for one in slots.lines):
                 return
-            due = max(rates.due(one.full, slots.count, one.size, one.decay) for one in decaying)
-            if due > now:
-                self._due = due if self._due is None else min(self._due, due)
+            when = due(slots, decaying)
+            if when > now:
+                self._due = when if self._due is None else min(self._due, when)
                 return
-            for one in decaying:
-                came = max(slots.came, due)
-                one.full = rates.full_after(one.full, slots.count, one.size, one.decay, came=came, now=now)
-            slots.is_paid = True
+            charge(slots, decaying, when, now)
             paid.append(slots)
 
     def _write(self, connection: sqlite3.Connection, work: _Work) -> None:
@@ -440,8 +437,3 @@ def _is_next(slots: Slots, line: Line) -> bool:
 
 def _by_since(one: Other) -> tuple[float, str]:
     return one.since, one.process
-
-
-async def _ring_when(closing: asyncio.Event, bell: asyncio.Event) -> None:
-    await closing.wait()
-    bell.set()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import numpy
 import pytest
 
 from asynctask import Runtime, ThreadPoolTaskRunner, flow, get_client, get_run_logger, tags, task
@@ -166,7 +167,6 @@ class OnCluster:
             assert pair.a == 3
 
     async def test_large_bytes_and_arrays_come_back_equal_and_writable(self, runner):
-        numpy = pytest.importorskip("numpy")
         array = numpy.arange(300_000)
         data = os.urandom(1_000_000)
 
