@@ -227,7 +227,7 @@ class OnCluster:
         path = tmp_path / "pid"
         async with on(runner):
             await pid.map(range(4))
-            future = body.with_options(timeout_seconds=0.3).submit(str(path))
+            future = body.with_options(timeout_seconds=1.5).submit(str(path))
             with pytest.raises(TaskTimeoutError):
                 await future
             assert future.state.name == "TimedOut"
