@@ -6,9 +6,10 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from types import TracebackType
 from typing import Any, Literal
 
@@ -88,6 +89,25 @@ def _terminable() -> list[int]:
     return noted
 
 
+@contextlib.contextmanager
+def _woken_by_signals() -> Generator[None, None, None]:
+    """An asyncio loop that is about to sleep as a signal comes sees it only when it wakes; so the signal wakes it."""
+    import asyncio  # by now it is there; the command's other runs need none
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(ours, ours.recv, 64)
+        before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            loop.remove_reader(ours)
+
+
 def _failed(error: Exception) -> int:
     trace = _from_users_code(error.__traceback__)
     if trace is error.__traceback__ and isinstance(error, SyntaxError):  # not one step was the user's: it is in `error`
@@ -109,13 +129,19 @@ def _value(
     spec = definition.spec
 
     async def on_a_loop() -> Any:
-        async with Runtime():
-            if not spec.is_generator:
-                return await call(*args, **kwargs)
-            values: list[Any] = []
-            async for value in call(*args, **kwargs):
-                (each or values.append)(value)
-            return None if each else values
+        # trio sees to it by itself, as asyncio does on Windows
+        needs_waking = backend == "asyncio" and os.name == "posix"
+        with _woken_by_signals() if needs_waking else contextlib.nullcontext():
+            async with Runtime():
+                return await completed()
+
+    async def completed() -> Any:
+        if not spec.is_generator:
+            return await call(*args, **kwargs)
+        values: list[Any] = []
+        async for value in call(*args, **kwargs):
+            (each or values.append)(value)
+        return None if each else values
 
     if spec.is_async:
         return anyio.run(on_a_loop, backend=backend)

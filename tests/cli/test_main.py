@@ -129,6 +129,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(folder):
     assert child.returncode == 1
 
 
+# Python sees a signal that comes in the microsecond before a blocking call only after that call; not so a loop.
 WAITING = """
 import sys, time
 import anyio
@@ -137,7 +138,8 @@ from asynctask import flow, task
 @task
 def plain():
     print("ready", flush=True)
-    time.sleep(60)
+    for _ in range(1200):
+        time.sleep(0.05)
 
 @task
 async def on_a_loop():
@@ -147,11 +149,17 @@ async def on_a_loop():
 @task
 def leaves():
     on_a_loop.submit()
-    time.sleep(60)
+    for _ in range(1200):
+        time.sleep(0.05)
+
+@task
+async def late():
+    await anyio.sleep(0.3)  # by now the flow waits
+    await on_a_loop()
 
 @flow
 def waits():
-    on_a_loop.submit()
+    late.submit()
 """
 
 
