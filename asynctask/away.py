@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeAlias
 
@@ -21,18 +21,18 @@ from . import loops
 from .blocking import drive
 from .bodies import Body, call_body, collect_async
 from .errors import Interrupted
-from .lines import Slots
+from .lines import Line, Slots
 from .logging import route_prints
 from .observers import flow_logger, task_logger
 from .options import Options
-from .parcels import DONE, FAILED, Context, dumps, imported, loads
-from .runs import Run, current_run
+from .parcels import FAILED, SKIPPED, Context, arguments_in, dumps, imported, result_of, taken_apart
+from .runs import NO_KWARGS, Run, current_run
 from .scopes import Runtime, close_default, current_runtime, runtime_here
 from .serializers import encode_error
 from .settings import settings
 from .specs import TaskSpec
 from .states import PENDING, RUNNING, State
-from .wires import Message, packed, unpacked
+from .wires import Message, packed
 
 #: Tells a home what a body has logged: the values that `parcels.deliver` takes. Raises `OSError` if nobody listens.
 Tell: TypeAlias = Callable[[list[Any]], None]
@@ -87,31 +87,53 @@ def carried_out(
 ) -> Message:
     """Call a body: a message with its result, or with its error. Without `tell`, its home is this process; if that is
     far, on another machine, files are not shared with it."""
-    try:
-        number, told, names, *values = unpacked(call, loads)
-        context = msgspec.convert(told, Context)
-        places = len(values) - len(names)
-        kwargs = dict(zip(names, values[places:], strict=True))
-        token = _tell.set(tell)
+    answers: list[Message] = []
+    carry_out(call, specs, tell, lambda answer, _: answers.append(answer), stop=stop, is_far=is_far)
+    return answers[0]
+
+
+def carry_out(
+    message: Message,
+    specs: Mapping[int, TaskSpec],
+    tell: Tell | None,
+    answer: Callable[[Message, int], object],
+    *,
+    may_begin: Callable[[int], bool] | None = None,
+    stop: Stop | None = None,
+    is_far: bool = False,
+) -> None:
+    """Call bodies, one after the other; `answer` is given each answer, and how many are left.
+
+    `may_begin` is asked before each, by its place, and once more after the last. Raises what these two raise.
+    """
+    number, context, names, rows = taken_apart(message)
+    with ExitStack() as stack:
+        outcome: Callable[..., Message]
         try:
-            with _in_store("memory://" if is_far and context.store.startswith("sqlite:") else context.store, tell):
-                run = _stand_in(specs[number], context, tuple(values[:places]), kwargs)
-                value = _result_of(run, context, stop)
-        finally:
-            _tell.reset(token)
-    except BaseException as error:  # deliberate: raised at home
-        return failed(error)
-    try:
-        return packed(DONE, [value], dumps)
-    except Exception as error:
-        return failed(TypeError(f"the result, of type {type(value).__name__}, cannot be sent home: {error}"))
+            stack.callback(_tell.reset, _tell.set(tell))
+            store = "memory://" if is_far and context.store.startswith("sqlite:") else context.store
+            stack.enter_context(_in_store(store, tell))
+            outcome = _Bodies(specs[number], context, names, stop).outcome
+        except BaseException as error:  # deliberate: it is the outcome of each
+            failure = failed(error)
+            outcome = lambda *_: failure  # noqa: E731
+        left = len(rows)
+        for place, row in enumerate(rows):
+            left -= 1
+            if may_begin is not None and not may_begin(place):
+                answer(Message(SKIPPED, b""), left)
+            else:
+                answer(outcome(*row), left)
+        if may_begin is not None:
+            may_begin(len(rows))
 
 
-def failed(error: BaseException) -> Message:
+def failed(error: BaseException, began: float | None = None) -> Message:
     """A message with an error, and where it was raised."""
     import traceback
 
-    return packed(FAILED, [*encode_error(error), "".join(traceback.format_exception(error))], dumps)
+    text = "".join(traceback.format_exception(error))
+    return packed(FAILED, [*encode_error(error), text, began], dumps)
 
 
 _changing = threading.Lock()
@@ -150,53 +172,83 @@ def _in_store(url: str, tell: Tell | None) -> Generator[None, None, None]:
         runtime.close()
 
 
-def _stand_in(spec: TaskSpec, context: Context, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
-    """For the run at home: its body's view of it, and the parent of what the body starts."""
-    if spec.options.log_prints != context.log_prints:
-        spec.options = msgspec.structs.replace(spec.options, log_prints=context.log_prints)
-    runtime = runtime_here()
-    journal = runtime.journal
-    if _tell.get() is not None:
-        journal.keep_log = _keep_log
-    pending, running = State(PENDING, "Pending", context.start), State(RUNNING, "Running", context.start)
-    flow = None
-    if context.flow is not None:
-        flow_number, flow_name, name = context.flow
-        flow_spec = TaskSpec(_nothing, _nothing, Options(name=name), name, False, False, True)
-        flow = Run(flow_spec, flow_number, (pending, running), frozenset(), given_name=flow_name)
-    run = Run(
-        spec, context.number, (pending, *[running] * context.run_count), frozenset(context.tags),
-        context.parent_number, None if flow is None else flow.number, context.name, None, args, kwargs,
-        journal=journal, flow=flow, inside=runtime.root, is_submitted=True,
-    )  # fmt: skip
-    if context.holds:
-        _hold(run, runtime, context.holds)
-    return run
+class _Bodies:
+    """Bodies of one function, for runs that have all else in common."""
+
+    def __init__(self, spec: TaskSpec, context: Context, names: list[str], stop: Stop | None) -> None:
+        if spec.options.log_prints != context.log_prints:
+            spec.options = msgspec.structs.replace(spec.options, log_prints=context.log_prints)
+        self._spec = spec
+        self._names = names
+        self._stop = stop
+        self._backend = context.backend
+        self._tags = frozenset(context.tags)
+        self._parent_number = context.parent_number
+        self._runtime = runtime = runtime_here()
+        if _tell.get() is not None:
+            runtime.journal.keep_log = _keep_log
+        self._flow: Run | None = None
+        if context.flow is not None:
+            number, given_name, name = context.flow
+            flow_spec = TaskSpec(_nothing, _nothing, Options(name=name), name, False, False, True)
+            self._flow = Run(flow_spec, number, _history(runtime.journal.now(), 1), frozenset(), given_name=given_name)
+        self._lines = _lines_of(runtime, context.holds) if context.holds else []
+
+    def outcome(self, number: int, given_name: str | None, attempt: int, given: Any) -> Message:
+        """What the body of the run gives, as a message."""
+        began = self._runtime.journal.now()
+        try:
+            value = self._result_of(self._stand_in(number, given_name, attempt, arguments_in(given), began))
+        except BaseException as error:  # deliberate: raised at home
+            return failed(error, began)
+        try:
+            return result_of(value, began)
+        except Exception as error:
+            return failed(TypeError(f"the result, of type {type(value).__name__}, cannot be sent home: {error}"), began)
+
+    def _stand_in(self, number: int, given_name: str | None, attempt: int, values: Sequence[Any], began: float) -> Run:
+        """For the run at home: its body's view of it, and the parent of what the body starts."""
+        names = self._names
+        kwargs = NO_KWARGS
+        if names:
+            places = len(values) - len(names)
+            kwargs = dict(zip(names, values[places:], strict=True))
+            values = values[:places]
+        runtime, flow = self._runtime, self._flow
+        run = Run(
+            self._spec, number, _history(began, attempt), self._tags, self._parent_number,
+            None if flow is None else flow.number, given_name, None, tuple(values), kwargs,
+            journal=runtime.journal, flow=flow, inside=runtime.root, is_submitted=True,
+        )  # fmt: skip
+        if self._lines:  # what the run holds at home, it may lend to those that its body calls here
+            run.slots = Slots(runtime.limits, run, self._lines, granted=True)
+        return run
+
+    def _result_of(self, run: Run) -> Any:
+        """What the body gives, in the context of its run."""
+        token = current_run.set(run)
+        try:
+            if run.spec.is_async:
+                return anyio.run(_awaited, run, self._stop, backend=self._backend)
+            if self._stop is None:
+                return call_body(run)
+            body = Body(run)
+            self._stop.by(lambda: body.interrupt(_nothing))
+            return body()
+        finally:
+            current_run.reset(token)
 
 
-def _hold(run: Run, runtime: Runtime, names: list[str]) -> None:
-    """What the run holds at home, it may lend to those that its body calls here."""
+def _history(began: float, attempt: int) -> tuple[State, ...]:
+    return (State(PENDING, "Pending", began), *[State(RUNNING, "Running", began)] * attempt)
+
+
+def _lines_of(runtime: Runtime, names: list[str]) -> list[Line]:
+    """The lines here of the limits with these names."""
     limits = runtime.limits
     if not limits.is_known:
         drive(runtime.blocking_port.ask(runtime.store.ready()))
-    lines = [line for name in names if (line := limits.lines.get(name)) is not None]
-    if lines:
-        run.slots = Slots(limits, run, lines, granted=True)
-
-
-def _result_of(run: Run, context: Context, stop: Stop | None) -> Any:
-    """What the body gives, in the context of its run."""
-    token = current_run.set(run)
-    try:
-        if run.spec.is_async:
-            return anyio.run(_awaited, run, stop, backend=context.backend)
-        if stop is None:
-            return call_body(run)
-        body = Body(run)
-        stop.by(lambda: body.interrupt(_nothing))
-        return body()
-    finally:
-        current_run.reset(token)
+    return [line for name in names if (line := limits.lines.get(name)) is not None]
 
 
 async def _awaited(run: Run, stop: Stop | None) -> Any:

@@ -67,11 +67,15 @@ def timed_out(run: Run) -> TaskTimeoutError:
     return error
 
 
-def begin(run: Run) -> None:
-    """The body of `run` begins, somewhere else than in its engine: Running, if that was not entered for its hooks."""
+def begin(run: Run, began: float | None = None) -> None:
+    """The body of `run` begins, somewhere else than in its engine: Running, if that was not entered for its hooks.
+
+    `began` says when, should that have been a while ago.
+    """
     run.blocker = None
-    if run.states[-1].type is not RUNNING:
-        run.enter(RUNNING, "Running" if run.run_count == 0 else "Retrying")
+    states = run.states
+    if states[-1].type is not RUNNING:
+        run.enter(RUNNING, "Running" if len(states) == 1 or run.run_count == 0 else "Retrying", at=began)
 
 
 class Body:

@@ -28,15 +28,14 @@ from .errors import OptionError, WorkerLostError
 from .loop_threads import LoopThread
 from .loops import EventLoop, Work
 from .observers import flow_logger, task_logger
-from .parcels import FAILED, Call, call_of, deliver, dumps, loads, plain
+from .parcels import Call, answer_in, call_of, deliver, dumps, loads, plain
 from .redact import text_of
 from .runs import Run
 from .scopes import close_default
-from .serializers import decode_error
 from .settings import settings
 from .specs import TaskSpec
 from .waiting import Services
-from .wires import Message, Sealed, packed, unpacked
+from .wires import Sealed, packed, unpacked
 
 #: Seconds that a cluster gets to end.
 END_SECONDS = 10.0
@@ -153,7 +152,7 @@ class Cluster:
         self._setup: Sealed | None = None
 
     def start(self, run: Run, store: str, on_start: Callable[[], None] | None, options: dict[str, Any]) -> Errand:
-        errand = Errand(call_of(run, store, on_start), self._end)
+        errand = Errand(call_of(Call, run, store, on_start), self._end)
         if not self._loop.call_soon(functools.partial(self._begin, errand, options)):
             raise RuntimeError(f"this {self.name} cluster is closed")
         return errand
@@ -175,9 +174,11 @@ class Cluster:
         try:
             await self._opened()
             call = errand.call
-            parcel = Parcel(home(), self._setting(), call.number, Sealed(call.function), Sealed(call.message))
+            function = call.function
+            sealed = Sealed(function.message), Sealed(call.message)
+            parcel = Parcel(home(), self._setting(), function.number, *sealed)
             reply = await self._client.call(parcel, errand, options)
-            outcome = _outcome_in(reply.message)
+            outcome, _, error = answer_in(reply.message)
         except asyncio.CancelledError as cancelled:
             error = WorkerLostError(
                 f"the {self.name} cluster was closed, and run {errand.call.run.name!r} was under way"
@@ -351,13 +352,3 @@ def _set_up(setup: Sealed) -> str:
     settings.take_over(values)
     listen(levels)
     return host
-
-
-def _outcome_in(message: Message) -> Any:
-    """The value, or the error, raised."""
-    if message.kind != FAILED:
-        return unpacked(message, loads)[0]
-    name, data, text = unpacked(message, loads)
-    error = decode_error(name, data)
-    error.add_note(f"In the worker process:\n{text}")
-    raise error

@@ -216,6 +216,8 @@ class ProcessPoolTaskRunner:
 
     def elsewhere(self) -> Any:
         """The pool, made at first use."""
+        if self._pool is not None:
+            return self._pool
         with self._lock:
             if self._pool is None:
                 pools = late("process_pool")

@@ -13,7 +13,6 @@ import contextvars
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
@@ -39,17 +38,29 @@ logger = logging.getLogger("asynctask")
 T = TypeVar("T")
 
 
+class Answer(Protocol):
+    """What becomes of a body elsewhere; a `concurrent.futures.Future` is one."""
+
+    def done(self) -> bool: ...
+
+    def result(self) -> Any:
+        """What the body gave. Raises its error."""
+        ...
+
+    def add_done_callback(self, fn: Callable[[Any], object], /) -> None: ...
+
+
 class Elsewhere(Protocol):
     """Where bodies run that are not to run in this process."""
 
-    def start(self, run: Run, store: str, on_start: Callable[[], None] | None) -> Future[Any]:
+    def start(self, run: Run, store: str, on_start: Callable[[], None] | None) -> Answer:
         """Call the body of `run`, whose runs are kept in the store of that URL; `on_start` when it begins.
 
         Enters Running when it begins, if nobody has. Raises `SerializationError` for what cannot travel.
         """
         ...
 
-    def stop(self, future: Future[Any]) -> None:
+    def stop(self, future: Any) -> None:
         """End the body, as far as that is possible; from now on, it changes nothing of its run."""
         ...
 
@@ -231,13 +242,20 @@ class Loop:
         run.blocker = "a free worker"
         try:
             future = there.start(run, self.services.store.url, None if started is None else started.wake)
-            return await self._answer(run, future, started, partial(there.stop, future))
+            if started is not None:
+                return await self._answer(run, future, started, partial(there.stop, future))
+            ended = loops.here().waker()  # no coroutine more: a microsecond, for each of many
+            future.add_done_callback(lambda _: ended.wake())
+            try:
+                await ended.wait()
+            except BaseException:
+                there.stop(future)
+                raise
+            return future.result()
         finally:
             run.blocker = None
 
-    async def _answer(
-        self, run: Run, future: Future[Any], started: loops.Waker | None, stop: Callable[[], None]
-    ) -> Any:
+    async def _answer(self, run: Run, future: Answer, started: loops.Waker | None, stop: Callable[[], None]) -> Any:
         """What a body gives that is not on this loop; `stop` ends it, should nobody wait for that any more."""
         ended = loops.here().waker()
         future.add_done_callback(lambda _: ended.wake())

@@ -104,12 +104,6 @@ def unpacked(message: Message, loads: Loads) -> list[Any]:
     return [message.buffers[one.place] if one.__class__ is Beside else one for one in values]
 
 
-def in_bytes(message: Message) -> bytes:
-    """A message without buffers, as it is sent."""
-    assert not message.buffers, "its buffers are sent by themselves"
-    return _HEAD.pack(message.kind, len(message.data), 0, 0) + message.data
-
-
 def send(wire: socket.socket, message: Message) -> None:
     """Raises `OSError` if nobody is there any more."""
     kind, data, beside, buffers = message
@@ -163,12 +157,31 @@ class Reader:
 
     def receive(self) -> Message:
         """The next message. Raises `EOFError` if there is none, and `OSError` if the wire is broken."""
+        data, start = self._data, self._place + _HEAD.size
+        if start <= len(data):  # all of it has come, as a rule
+            kind, length, beside, count = _HEAD.unpack_from(data, self._place)
+            end = start + length
+            if not count and end <= len(data):
+                self._place = end
+                return Message(kind, data[start:end])
         kind, length, beside, count = _HEAD.unpack(self._exactly(_HEAD.size))
         if not count:
             return Message(kind, self._exactly(length))
         sizes = struct.unpack(f"!{count}Q", self._exactly(8 * count))
         data = self._exactly(length)
         return Message(kind, data, beside, [self._buffer(one >> 1, bool(one & 1)) for one in sizes])
+
+    def is_there(self) -> bool:
+        """Whether a message has come, or its beginning. Raises `EOFError` if none will."""
+        if self._place < len(self._data):
+            return True
+        try:
+            self._data, self._place = self._wire.recv(LARGE, socket.MSG_DONTWAIT), 0
+        except BlockingIOError:
+            return False
+        if not self._data:
+            raise EOFError
+        return True
 
     def _exactly(self, size: int) -> bytes:
         left = len(self._data) - self._place
