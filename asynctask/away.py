@@ -25,10 +25,9 @@ from .lines import Slots
 from .logging import route_prints
 from .observers import flow_logger, task_logger
 from .options import Options
-from .parcels import DONE, FAILED, Context, dumps, imported, loads
+from .parcels import DONE, Context, dumps, failure, imported, loads
 from .runs import Run, current_run
 from .scopes import Runtime, close_default, current_runtime, runtime_here
-from .serializers import encode_error
 from .settings import settings
 from .specs import TaskSpec
 from .states import PENDING, RUNNING, State
@@ -111,7 +110,7 @@ def failed(error: BaseException) -> Message:
     """A message with an error, and where it was raised."""
     import traceback
 
-    return packed(FAILED, [*encode_error(error), "".join(traceback.format_exception(error))], dumps)
+    return failure(error, "".join(traceback.format_exception(error)))
 
 
 _changing = threading.Lock()

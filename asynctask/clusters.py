@@ -28,15 +28,14 @@ from .errors import OptionError, WorkerLostError
 from .loop_threads import LoopThread
 from .loops import EventLoop, Work
 from .observers import flow_logger, task_logger
-from .parcels import FAILED, Call, call_of, deliver, dumps, loads, plain
+from .parcels import Call, call_of, deliver, dumps, loads, outcome_in, plain
 from .redact import text_of
 from .runs import Run
 from .scopes import close_default
-from .serializers import decode_error
 from .settings import settings
 from .specs import TaskSpec
 from .waiting import Services
-from .wires import Message, Sealed, packed, unpacked
+from .wires import Sealed, packed, unpacked
 
 #: Seconds that a cluster gets to end.
 END_SECONDS = 10.0
@@ -177,7 +176,7 @@ class Cluster:
             call = errand.call
             parcel = Parcel(home(), self._setting(), call.number, Sealed(call.function), Sealed(call.message))
             reply = await self._client.call(parcel, errand, options)
-            outcome = _outcome_in(reply.message)
+            outcome, error = outcome_in(reply.message)
         except asyncio.CancelledError as cancelled:
             error = WorkerLostError(
                 f"the {self.name} cluster was closed, and run {errand.call.run.name!r} was under way"
@@ -351,13 +350,3 @@ def _set_up(setup: Sealed) -> str:
     settings.take_over(values)
     listen(levels)
     return host
-
-
-def _outcome_in(message: Message) -> Any:
-    """The value, or the error, raised."""
-    if message.kind != FAILED:
-        return unpacked(message, loads)[0]
-    name, data, text = unpacked(message, loads)
-    error = decode_error(name, data)
-    error.add_note(f"In the worker process:\n{text}")
-    raise error

@@ -21,15 +21,18 @@ import msgspec
 
 from . import pickles
 from .errors import SerializationError
-from .loops import current_loop
+from .loops import current_loop, is_cancellation
 from .observers import flow_logger, sends_prints, task_logger
 from .records import LogEntry
 from .redact import shown, text_of
 from .runs import Run
+from .serializers import decode_error, encode_error
 from .settings import settings
 from .specs import MAIN, TaskSpec, main_module
 from .states import RUNNING
-from .wires import Message, packed
+from .wires import Message, packed, unpacked
+
+logger = logging.getLogger("asynctask")
 
 #: Kinds of messages: to a worker, and from one.
 SETUP, FUNCTION, CALL = 1, 2, 3
@@ -164,6 +167,46 @@ def _context_of(run: Run, store: str) -> Context:
     )  # fmt: skip
 
 
+def failure(error: BaseException, text: str) -> Message:
+    """A message with what a body raised, and where it did; see `error_in`."""
+    ending: list[Any] | None = None
+    if isinstance(error, SystemExit):
+        code = error.code
+        ending = ["exit", code if code.__class__ in _PLAIN else text_of(error)]
+    elif isinstance(error, KeyboardInterrupt):
+        ending = ["interrupt", None]
+    elif is_cancellation(error):
+        ending = ["cancellation", None]
+    return packed(FAILED, [*encode_error(error), text, ending], dumps)
+
+
+def error_in(message: Message) -> BaseException:
+    """The error that `failure` was given; what stops a program, or a task, is of the same kind here as there."""
+    name, data, text, ending = unpacked(message, loads)
+    error: BaseException
+    match ending:
+        case ["exit", code]:
+            error = SystemExit(code)
+        case ["interrupt", _]:
+            error = KeyboardInterrupt()
+        case ["cancellation", _]:
+            import asyncio  # 30 ms, where the program is trio's
+
+            error = asyncio.CancelledError()
+        case _:
+            error = decode_error(name, data)
+    error.add_note(f"In the worker process:\n{text}")
+    return error
+
+
+def outcome_in(message: Message) -> tuple[Any, BaseException | None]:
+    """What came of a call, of a message of the kind DONE or FAILED: a value, or an error."""
+    try:
+        return (None, error_in(message)) if message.kind == FAILED else (unpacked(message, loads)[0], None)
+    except BaseException as error:  # deliberate: of the result's own making
+        return None, error
+
+
 def deliver(run: Run, values: list[Any]) -> None:
     """What the body of `run` has logged: an entry to be kept with a run, or a record for the loggers here."""
     if len(values) == 2:
@@ -173,7 +216,10 @@ def deliver(run: Run, values: list[Any]) -> None:
     name, level, level_name, text, created, fields = values
     known = {"name": name, "levelno": level, "levelname": level_name, "msg": text, "created": created}
     record = logging.makeLogRecord({**known, **fields})
-    logging.getLogger(name).handle(record)
+    try:
+        logging.getLogger(name).handle(record)
+    except Exception:  # a handler's or filter's own: the body goes on, and its result must find who reads it
+        logger.exception("What run %r logged in its worker could not be logged here", run.name)
 
 
 def _refusal(run: Run, error: Exception) -> SerializationError:

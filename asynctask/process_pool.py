@@ -18,9 +18,8 @@ from typing import Any
 
 from .bodies import begin
 from .errors import WorkerLostError
-from .parcels import DONE, FAILED, Call, call_of, deliver, loads
+from .parcels import FAILED, LOG, Call, call_of, deliver, error_in, loads, outcome_in
 from .runs import Run
-from .serializers import decode_error
 from .wires import Message, unpacked
 from .workers import END_SECONDS, Worker
 
@@ -121,19 +120,17 @@ class ProcessPool:
                 is_wanted = future.begin(worker)
                 # It was stopped after it was sent: a short body may as well end, a long one is killed.
                 worker.wire.settimeout(None if is_wanted else SHORT_SECONDS)
-                try:
-                    outcome = _answer(worker, future.call)
-                except (EOFError, OSError):
-                    raise
-                except BaseException as error:  # deliberate: it is the outcome of the call, whatever it is
-                    futures.popleft().set_exception(error)
+                outcome, error = _answer(worker, future.call)
+                futures.popleft()
+                if error is None:
+                    future.set_result(outcome)
                 else:
-                    futures.popleft().set_result(outcome)
-                    del outcome
+                    future.set_exception(error)
+                del outcome, error
                 worker.calls += 1
                 self._took(future.call.number, time.monotonic() - began)
                 del future
-        except (EOFError, OSError):  # it is dead, or is to be
+        except (EOFError, OSError, MemoryError):  # it is dead, or is to be; or what it sends cannot be read on
             worker.kill()
             future = futures.popleft()
             who = f"the worker process (pid {worker.process.pid}) of run {future.call.run.name!r}"
@@ -165,7 +162,7 @@ class ProcessPool:
             message = worker.reader.receive()
             worker.wire.settimeout(None)
             if message.kind == FAILED:
-                raise _error_in(message)
+                raise error_in(message)
         except (EOFError, OSError) as error:
             how = self._let_go(worker)
             raise WorkerLostError(f"a worker process could not start: it {how}") from error
@@ -229,19 +226,11 @@ class ProcessPool:
             thread.join(END_SECONDS)
 
 
-def _answer(worker: Worker, call: Call) -> Any:
-    """What the worker answers: a result, or an exception, raised. What it logs before that is delivered."""
-    while True:
-        message = worker.reader.receive()
-        if message.kind == DONE:
-            return unpacked(message, loads)[0]
-        if message.kind == FAILED:
-            raise _error_in(message)
+def _answer(worker: Worker, call: Call) -> tuple[Any, BaseException | None]:
+    """What the worker answers: a result, or an exception. What it logs before that is delivered.
+
+    Raises only what reading raises: an OSError of the body's says nothing of the worker.
+    """
+    while (message := worker.reader.receive()).kind == LOG:
         deliver(call.run, unpacked(message, loads))
-
-
-def _error_in(message: Message) -> Exception:
-    name, data, text = unpacked(message, loads)
-    error = decode_error(name, data)
-    error.add_note(f"In the worker process:\n{text}")
-    return error
+    return outcome_in(message)

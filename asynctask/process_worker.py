@@ -17,9 +17,8 @@ import threading
 from typing import Any
 
 from .away import carried_out, learned, listen
-from .parcels import CALL, FAILED, FUNCTION, LOG, READY, dumps, loads
+from .parcels import CALL, FUNCTION, LOG, READY, dumps, failure, loads
 from .scopes import close_default
-from .serializers import encode_error
 from .settings import settings
 from .specs import TaskSpec
 from .wires import Message, Reader, packed, send, unpacked
@@ -84,7 +83,7 @@ class _Worker:
             if initializer is not None:
                 initializer(*initargs)
         except BaseException as error:  # deliberate: told at home, where every call is going to fail by it
-            self._send(FAILED, [*encode_error(error), ""])
+            self._post(failure(error, ""))
             raise EOFError from error
         self._send(READY, [])
 

@@ -21,7 +21,7 @@ import anyio
 
 from . import loops
 from .bodies import Body, collect_async, timed_out
-from .errors import StoreError
+from .errors import StoreError, WorkerLostError
 from .hooks import Afterwards, log_hook
 from .limits import Limits
 from .lines import Slots
@@ -257,6 +257,8 @@ class Loop:
         except BaseException:
             stop()
             raise
+        if future.cancelled():
+            raise WorkerLostError(f"the body of run {run.name!r} was dropped by its executor before it began")
         return future.result()
 
     def _interrupt(self, body: Body) -> None:
