@@ -25,14 +25,13 @@ from .lines import Line, Slots
 from .logging import route_prints
 from .observers import flow_logger, task_logger
 from .options import Options
-from .parcels import FAILED, SKIPPED, Context, arguments_in, dumps, imported, result_of, taken_apart
+from .parcels import SKIPPED, Context, arguments_in, failure, imported, result_of, taken_apart
 from .runs import NO_KWARGS, Run, current_run
 from .scopes import Runtime, close_default, current_runtime, runtime_here
-from .serializers import encode_error
 from .settings import settings
 from .specs import TaskSpec
 from .states import PENDING, RUNNING, State
-from .wires import Message, packed
+from .wires import Message
 
 #: Tells a home what a body has logged: the values that `parcels.deliver` takes. Raises `OSError` if nobody listens.
 Tell: TypeAlias = Callable[[list[Any]], None]
@@ -115,8 +114,8 @@ def carry_out(
             stack.enter_context(_in_store(store, tell))
             outcome = _Bodies(specs[number], context, names, stop).outcome
         except BaseException as error:  # deliberate: it is the outcome of each
-            failure = failed(error)
-            outcome = lambda *_: failure  # noqa: E731
+            same = failed(error)
+            outcome = lambda *_: same  # noqa: E731
         left = len(rows)
         for place, row in enumerate(rows):
             left -= 1
@@ -132,8 +131,7 @@ def failed(error: BaseException, began: float | None = None) -> Message:
     """A message with an error, and where it was raised."""
     import traceback
 
-    text = "".join(traceback.format_exception(error))
-    return packed(FAILED, [*encode_error(error), text, began], dumps)
+    return failure(error, "".join(traceback.format_exception(error)), began)
 
 
 _changing = threading.Lock()

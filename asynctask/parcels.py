@@ -21,15 +21,18 @@ import msgspec
 
 from . import pickles
 from .errors import SerializationError
+from .loops import is_cancellation
 from .observers import flow_logger, sends_prints, task_logger
 from .records import LogEntry, attempts
 from .redact import shown, text_of
 from .runs import Run
-from .serializers import decode_error
+from .serializers import decode_error, encode_error
 from .settings import settings
 from .specs import MAIN, TaskSpec, main_module
 from .states import RUNNING
 from .wires import Message, packed, unpacked
+
+logger = logging.getLogger("asynctask")
 
 #: Kinds of messages: to a worker, and from one.
 SETUP, FUNCTION, CALL, CALLS = 1, 2, 3, 4
@@ -105,9 +108,17 @@ class Function:
         #: How long a call takes, as a rule; None before the first one.
         self.seconds: float | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _nothing, ()  # the task that has it may travel; it is of this process alone
+
     def took(self, seconds: float) -> None:
+        """So long did a call take, of late."""
         before = self.seconds
         self.seconds = seconds if before is None else before + (seconds - before) / 8
+
+
+def _nothing() -> None:
+    """What becomes of a `Function` in another process."""
 
 
 class Call(msgspec.Struct, eq=False):
@@ -174,16 +185,49 @@ def result_of(value: Any, began: float) -> Message:
     return packed(DONE, [value, began], dumps)
 
 
-def answer_in(message: Message) -> tuple[Any, float | None, Exception | None]:
+def failure(error: BaseException, text: str, began: float | None = None) -> Message:
+    """A message with what a body raised, and where it did; see `answer_in`."""
+    ending: list[Any] | None = None
+    if isinstance(error, SystemExit):
+        code = error.code
+        ending = ["exit", code if code.__class__ in _PLAIN else text_of(error)]
+    elif isinstance(error, KeyboardInterrupt):
+        ending = ["interrupt", None]
+    elif is_cancellation(error):
+        ending = ["cancellation", None]
+    return packed(FAILED, [*encode_error(error), text, ending, began], dumps)
+
+
+def answer_in(message: Message) -> tuple[Any, float | None, BaseException | None]:
     """What a body has given, when it began, and its error, if it gave one instead."""
-    if message.kind == VALUE:
-        return (*marshal.loads(message.data), None)
-    if message.kind == DONE:
-        return (*unpacked(message, loads), None)
-    name, data, text, began = unpacked(message, loads)
-    error = decode_error(name, data)
+    try:
+        if message.kind == VALUE:
+            return (*marshal.loads(message.data), None)
+        if message.kind == DONE:
+            return (*unpacked(message, loads), None)
+        return None, *_error_in(*unpacked(message, loads))
+    except BaseException as error:  # deliberate: of the result's own making
+        return None, None, error
+
+
+def _error_in(
+    name: str, data: bytes, text: str, ending: list[Any] | None, began: float | None
+) -> tuple[float | None, BaseException]:
+    """What stops a program, or a task, is of the same kind here as there."""
+    error: BaseException
+    match ending:
+        case ["exit", code]:
+            error = SystemExit(code)
+        case ["interrupt", _]:
+            error = KeyboardInterrupt()
+        case ["cancellation", _]:
+            import asyncio  # 30 ms, where the program is trio's
+
+            error = asyncio.CancelledError()
+        case _:
+            error = decode_error(name, data)
     error.add_note(f"In the worker process:\n{text}")
-    return None, began, error
+    return began, error
 
 
 def _head(function: Function, setting: Setting) -> list[Any]:
@@ -291,7 +335,10 @@ def deliver(run: Run, values: list[Any]) -> None:
     name, level, level_name, text, created, fields = values
     known = {"name": name, "levelno": level, "levelname": level_name, "msg": text, "created": created}
     record = logging.makeLogRecord({**known, **fields})
-    logging.getLogger(name).handle(record)
+    try:
+        logging.getLogger(name).handle(record)
+    except Exception:  # a handler's or filter's own: the body goes on, and its result must find who reads it
+        logger.exception("What run %r logged in its worker could not be logged here", run.name)
 
 
 def _refusal(run: Run, error: Exception) -> SerializationError:

@@ -20,7 +20,7 @@ from typing import Any
 from .bodies import begin
 from .errors import WorkerLostError
 from .loops import here
-from .parcels import FAILED, LOG, SKIPPED, Call, answer_in, call_of, deliver, loads
+from .parcels import LOG, READY, SKIPPED, Call, answer_in, call_of, deliver, loads
 from .progress import MOST
 from .runs import Run, current_batch
 from .wires import Message, unpacked
@@ -179,9 +179,10 @@ class ProcessPool:
                 self._hear(worker, futures)
             else:
                 self._hear_together(worker, futures)
-        except (EOFError, OSError):  # it is dead, or is to be
+        except (EOFError, OSError, MemoryError):  # it is dead, or is to be; or what it sends cannot be read on
             self._lose(worker, futures)
             return None
+        count -= worker.later_idle_answers
         function.took((time.monotonic() - began) / count)
         worker.calls += count
         if self._max_calls is not None and worker.calls >= self._max_calls:
@@ -214,10 +215,7 @@ class ProcessPool:
             else:
                 self._put_back(deque((futures.popleft(),)))
                 return
-        try:
-            value, began, error = answer_in(message)
-        except Exception as unreadable:  # deliberate: it is the outcome of the call
-            value, began, error = None, None, unreadable
+        value, began, error = answer_in(message)
         futures.popleft().settle(value, error, began)
 
     def _hear_together(self, worker: Worker, futures: deque[CallFuture]) -> None:
@@ -293,14 +291,13 @@ class ProcessPool:
         try:
             message = worker.reader.receive()
             worker.wire.settimeout(None)
-            if message.kind == FAILED:
-                raise answer_in(message)[2] or EOFError
         except (EOFError, OSError) as error:
             how = self._let_go(worker)
             raise WorkerLostError(f"a worker process could not start: it {how}") from error
-        except BaseException:
+        _, _, error_there = (None, None, None) if message.kind == READY else answer_in(message)
+        if error_there is not None:
             self._let_go(worker)
-            raise
+            raise error_there
         return worker
 
     def _let_go(self, worker: Worker) -> str:

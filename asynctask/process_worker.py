@@ -19,10 +19,9 @@ import time
 from typing import Any
 
 from .away import carry_out, learned, listen
-from .parcels import CALL, CALLS, FAILED, FUNCTION, LOG, READY, dumps, loads
+from .parcels import CALL, CALLS, FUNCTION, LOG, READY, dumps, failure, loads
 from .progress import Progress
 from .scopes import close_default
-from .serializers import encode_error
 from .settings import settings
 from .specs import TaskSpec
 from .wires import Message, Reader, packed, send, unpacked
@@ -111,7 +110,7 @@ class _Worker:
             if initializer is not None:
                 initializer(*initargs)
         except BaseException as error:  # deliberate: told at home, where every call is going to fail by it
-            self._send(FAILED, [*encode_error(error), "", None])
+            self._post(failure(error, ""))
             raise EOFError from error
         self._send(READY, [])
 

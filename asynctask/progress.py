@@ -27,11 +27,17 @@ class Progress:
     __slots__ = ("_is_at_work", "_memory")
 
     def __init__(self, descriptor: int) -> None:
-        self._memory = mmap.mmap(descriptor, SIZE)
+        self._memory: mmap.mmap | bytearray = mmap.mmap(descriptor, SIZE)
         #: In the worker: whether the last body did begin.
         self._is_at_work = False
 
     # -- at home ------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """The worker is gone; what it noted last can still be asked for."""
+        if isinstance(self._memory, mmap.mmap):
+            shared, self._memory = self._memory, bytearray(self._memory)
+            shared.close()
 
     def clear(self, count: int) -> None:
         """So many bodies are about to be sent."""

@@ -13,6 +13,7 @@ import contextvars
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
@@ -20,7 +21,7 @@ import anyio
 
 from . import loops
 from .bodies import Body, collect_async, timed_out
-from .errors import StoreError
+from .errors import StoreError, WorkerLostError
 from .hooks import Afterwards, log_hook
 from .limits import Limits
 from .lines import Slots
@@ -251,7 +252,7 @@ class Loop:
             except BaseException:
                 there.stop(future)
                 raise
-            return future.result()
+            return _result_of(run, future)
         finally:
             run.blocker = None
 
@@ -275,7 +276,7 @@ class Loop:
         except BaseException:
             stop()
             raise
-        return future.result()
+        return _result_of(run, future)
 
     def _interrupt(self, body: Body) -> None:
         abandoned = self.services.abandoned
@@ -417,6 +418,12 @@ class Loop:
             raise timed_out(run)
         finally:
             del run, step
+
+
+def _result_of(run: Run, future: Any) -> Any:
+    if isinstance(future, Future) and future.cancelled():
+        raise WorkerLostError(f"the body of run {run.name!r} was dropped by its executor before it began")
+    return future.result()  # pyright: ignore[reportUnknownVariableType]
 
 
 class in_time:

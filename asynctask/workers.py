@@ -98,6 +98,7 @@ class Worker:
             self.kill()
             code = self.process.wait()
         os.close(self._held)
+        self.progress.close()
         if code >= 0:
             return f"ended with exit code {code}"
         try:

@@ -1,5 +1,6 @@
 """Bodies in worker processes: what travels, what comes back, and what becomes of those that die."""
 
+import asyncio
 import logging
 import os
 import signal
@@ -153,6 +154,63 @@ async def test_an_exception_comes_home_with_its_cause_its_notes_and_where_it_was
     assert "in fail" in caught.value.__notes__[-1]
 
 
+async def test_an_error_of_the_operating_system_in_a_body_is_its_own_and_its_worker_lives_on(tmp_path):
+    async with on_processes():
+        before = await pid.submit()
+        opening = task(lambda path: Path(path).read_text(), name="opening").submit(str(tmp_path / "missing"))
+        with pytest.raises(FileNotFoundError, match="missing"):
+            await opening
+        with pytest.raises(EOFError, match="of its own"):
+            await task(end_of_file).submit()
+        assert await pid.submit() == before
+
+
+def end_of_file() -> None:
+    raise EOFError("of its own")
+
+
+@pytest.mark.parametrize(
+    ("raised", "ended"),
+    [
+        (SystemExit(3), "Crashed('ended by an exit (code 3)')"),
+        (KeyboardInterrupt(), "Crashed('ended by an interrupt')"),
+        (asyncio.CancelledError(), "Cancelled('cancelled by its caller')"),
+    ],
+    ids=["exit", "interrupt", "cancellation"],
+)
+async def test_what_is_no_ordinary_exception_ends_a_run_as_it_does_on_a_thread(raised, ended):
+    @task(retries=2)
+    def end() -> None:
+        raise raised
+
+    async with on_processes():
+        for each in (end, end.with_options(task_runner=ThreadPoolTaskRunner(1))):
+            future = each.submit()
+            assert str(await future.wait_async()) == ended
+            assert future.run.run_count == 1
+        assert await give.submit(1) == 1
+
+
+async def test_a_handler_here_that_raises_costs_neither_the_result_nor_the_ones_after_it(caplog):
+    class Broken(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            if record.getMessage() == "logged 3":
+                raise ZeroDivisionError
+            return True
+
+    caplog.set_level(logging.INFO)
+    broken = Broken()
+    logging.getLogger("asynctask.task_runs").addFilter(broken)
+    try:
+        async with on_processes():
+            give_back = task(lambda number: talk.fn(number) or number, name="give_back")
+            assert [await give_back.submit(number) for number in (3, 4)] == [3, 4]
+    finally:
+        logging.getLogger("asynctask.task_runs").removeFilter(broken)
+    assert "logged 4" in caplog.messages
+    assert any("could not be logged here" in text for text in caplog.messages)
+
+
 async def test_what_cannot_be_pickled_is_refused_with_the_name_of_the_argument():
     async with on_processes():
         with pytest.raises(SerializationError, match=r"task 'give': argument 'value' \(<.*lock.*cannot be sent"):
@@ -179,7 +237,7 @@ def is_running(pid: int) -> bool:
 async def test_a_timeout_kills_the_body_and_no_other(tmp_path):
     async with on_processes(2):
         other = await pid.submit()
-        slow = stuck.with_options(timeout_seconds=0.5).submit(str(tmp_path / "pid"))
+        slow = stuck.with_options(timeout_seconds=1.5).submit(str(tmp_path / "pid"))
         fast = task(lambda: time.sleep(1) or os.getpid(), name="fast").submit()
         with pytest.raises(TaskTimeoutError):
             await slow

@@ -3,6 +3,7 @@
 import contextvars
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import anyio
@@ -10,7 +11,7 @@ import pytest
 
 import asynctask.runners
 from asynctask import Runtime, TaskFuture, ThreadPoolTaskRunner, flow, task
-from asynctask.errors import OptionError
+from asynctask.errors import OptionError, WorkerLostError
 from asynctask.runners import ThreadPool
 from asynctask.stores.memory import MemoryStore
 from testkit import until
@@ -248,6 +249,31 @@ async def test_a_runtime_that_closes_does_not_drop_what_another_one_queued_on_th
             pass
         gate.set()
         assert [await future for future in futures] == [True] * 3
+
+
+@pytest.mark.parametrize("timeout", [None, 5])
+async def test_what_an_executor_drops_is_said_to_be_dropped_and_is_tried_again(timeout):
+    dropped = 1
+
+    class Dropping(ThreadPoolTaskRunner):
+        def executor(self) -> Any:
+            nonlocal dropped
+            if not dropped:
+                return super().executor()
+            dropped -= 1
+            executor = ThreadPoolExecutor(1)
+            gate = threading.Event()
+            executor.submit(gate.wait, 5)
+            threading.Timer(0.02, lambda: (executor.shutdown(wait=False, cancel_futures=True), gate.set())).start()
+            return executor
+
+    async with Runtime(store=MemoryStore(), task_runner=Dropping(1)):
+        future = where.with_options(retries=1, timeout_seconds=timeout).submit()
+        assert (await future).startswith("asynctask-worker")
+        dropped = 1
+        with pytest.raises(WorkerLostError, match="was dropped by its executor before it began"):
+            await where.with_options(timeout_seconds=timeout).submit()
+    assert [state.name for state in future.run.states] == ["Pending", "AwaitingRetry", "Running", "Completed"]
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, True, "4"], ids=repr)
