@@ -53,13 +53,20 @@ class CallFuture(Future[Any]):
             self.call.on_start()
         return True
 
+    def end(self) -> bool:
+        """Its answer is there; False if its worker is killed all the same, and must be given no other call."""
+        with self._lock:
+            is_killed = self._is_stopped and self.worker is not None
+            self.worker = None
+        return not is_killed
+
     def stop(self) -> None:
         """End the call: it is taken out of the line, or its worker is killed. From any thread."""
+        self.cancel()
         with self._lock:
             self._is_stopped = True
-            worker = self.worker
-        if not self.cancel() and worker is not None and not self.done():
-            worker.kill()
+            if self.worker is not None:
+                self.worker.kill()
 
 
 class ProcessPool:
@@ -98,6 +105,9 @@ class ProcessPool:
         worker: Worker | None = None
         try:
             while futures := self._next_calls():
+                if worker is not None and worker.is_gone():  # killed while it had nothing to do: nobody's attempt
+                    self._let_go(worker)
+                    worker = None
                 try:
                     worker = worker or self._started()
                 except BaseException as error:  # deliberate: it is the outcome of the call, whatever it is
@@ -121,6 +131,7 @@ class ProcessPool:
                 # It was stopped after it was sent: a short body may as well end, a long one is killed.
                 worker.wire.settimeout(None if is_wanted else SHORT_SECONDS)
                 outcome, error = _answer(worker, future.call)
+                is_alive = future.end()
                 futures.popleft()
                 if error is None:
                     future.set_result(outcome)
@@ -130,9 +141,14 @@ class ProcessPool:
                 worker.calls += 1
                 self._took(future.call.number, time.monotonic() - began)
                 del future
+                if not is_alive:  # it was stopped as its answer came
+                    self._let_go(worker)
+                    self._put_back(futures)
+                    return None
         except (EOFError, OSError, MemoryError):  # it is dead, or is to be; or what it sends cannot be read on
             worker.kill()
             future = futures.popleft()
+            future.end()
             who = f"the worker process (pid {worker.process.pid}) of run {future.call.run.name!r}"
             future.set_exception(WorkerLostError(f"{who} {self._let_go(worker)}"))
             self._put_back(futures)

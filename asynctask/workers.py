@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -64,6 +65,15 @@ class Worker:
                 several.append(in_bytes(call.message))
         if several:
             self.wire.sendall(b"".join(several))
+
+    def is_gone(self) -> bool:
+        """Whether it has ended by itself, or was killed, while it had no call."""
+        try:
+            return not self.wire.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     def kill(self) -> None:
         with self._lock:
