@@ -156,6 +156,9 @@ class ProcessPool:
         worker: Worker | None = None
         try:
             while futures := self._next_calls(worker):
+                if worker is not None and worker.is_gone():  # killed while it had nothing to do: nobody's attempt
+                    self._let_go(worker)
+                    worker = None
                 try:
                     worker = worker or self._started()
                 except BaseException as error:  # deliberate: it is the outcome of the call, whatever it is

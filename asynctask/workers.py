@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -81,6 +82,15 @@ class Worker:
         """Wait until the bell is rung, or the worker is gone, at most so long."""
         if self._heard.poll(None if seconds is None else seconds * 1000):
             os.read(self._bell, 4096)
+
+    def is_gone(self) -> bool:
+        """Whether it has ended by itself, or was killed, while it had no call."""
+        try:
+            return not self.wire.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     def kill(self) -> None:
         self.is_killed = True

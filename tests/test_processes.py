@@ -172,16 +172,16 @@ def end_of_file() -> None:
 @pytest.mark.parametrize(
     ("raised", "ended"),
     [
-        (SystemExit(3), "Crashed('ended by an exit (code 3)')"),
-        (KeyboardInterrupt(), "Crashed('ended by an interrupt')"),
-        (asyncio.CancelledError(), "Cancelled('cancelled by its caller')"),
+        (lambda: SystemExit(3), "Crashed('ended by an exit (code 3)')"),
+        (KeyboardInterrupt, "Crashed('ended by an interrupt')"),
+        (asyncio.CancelledError, "Cancelled('cancelled by its caller')"),
     ],
     ids=["exit", "interrupt", "cancellation"],
 )
 async def test_what_is_no_ordinary_exception_ends_a_run_as_it_does_on_a_thread(raised, ended):
     @task(retries=2)
     def end() -> None:
-        raise raised
+        raise raised()
 
     async with on_processes():
         for each in (end, end.with_options(task_runner=ThreadPoolTaskRunner(1))):
@@ -350,6 +350,43 @@ async def test_a_worker_is_initialized_once_and_replaced_after_so_many_bodies():
     assert [value for value, _ in found] == ["here"] * 4
     pids = [number for _, number in found]
     assert pids[0] == pids[1] != pids[2] == pids[3]
+
+
+async def test_a_run_that_is_cancelled_as_its_answer_comes_costs_no_other_run_an_attempt(caplog):
+    """Its worker was killed, but seemed to be free, for the answer was there; and the next run was lost with it."""
+    reached, gate = threading.Event(), threading.Event()
+
+    class Slow(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            reached.set()
+            return gate.wait(10)
+
+    caplog.set_level(logging.INFO)
+    slow = Slow()
+    async with on_processes():
+        logging.getLogger("asynctask.task_runs").addFilter(slow)
+        try:
+            first = talk.submit(1)
+            await until(reached.is_set)
+            await anyio.sleep(0.1)  # the answer comes, while what was logged is still being told
+            first.cancel()
+            assert (await first.wait_async()).is_cancelled()
+            second = pid.submit()
+        finally:
+            gate.set()
+            logging.getLogger("asynctask.task_runs").removeFilter(slow)
+        await second
+        assert second.run.run_count == 1
+
+
+async def test_a_worker_that_is_killed_while_it_has_nothing_to_do_costs_nobody_an_attempt():
+    async with on_processes():
+        killed = await pid.submit()
+        os.kill(killed, signal.SIGKILL)
+        await until(lambda: os.waitid(os.P_PID, killed, os.WEXITED | os.WNOWAIT | os.WNOHANG))
+        future = pid.submit()
+        assert await future != killed
+        assert future.run.run_count == 1
 
 
 @task
