@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from .bodies import begin
@@ -24,10 +24,10 @@ from .parcels import LOG, READY, SKIPPED, Call, answer_in, call_of, deliver, loa
 from .progress import MOST
 from .runs import Run, current_batch
 from .wires import Message, unpacked
-from .workers import END_SECONDS, Worker
+from .workers import END_SECONDS, START_SECONDS, Process, Spawned, Worker
 
-#: Seconds after which a worker that has nothing to do ends, and that one gets to start.
-IDLE_SECONDS, START_SECONDS = 60.0, 60.0
+#: Seconds after which a worker that has nothing to do ends.
+IDLE_SECONDS = 60.0
 #: Calls that are sent together at most, unless somebody says so, and seconds that they are to take.
 TOGETHER, TOGETHER_SECONDS = 512, 0.005
 #: Seconds that answers may lie here unread, and that one body may take then before the others are taken back.
@@ -104,9 +104,13 @@ _changing = threading.RLock()  # what is told of a run that begins may ask for i
 class ProcessPool:
     """At most `max_workers` processes that call functions, first come, first served; see the rules above."""
 
-    def __init__(self, max_workers: int, setup: Callable[[], Message], max_calls: int | None = None) -> None:
+    def __init__(
+        self, max_workers: int, setup: Callable[[], Message], max_calls: int | None = None,
+        process: Callable[[Sequence[int]], Process] = Spawned,
+    ) -> None:  # fmt: skip
         self._max_workers = max_workers
         self._setup = setup
+        self._process = process
         self._max_calls = max_calls
         self._calls: deque[CallFuture] = deque()
         self._lock = threading.Lock()
@@ -287,7 +291,7 @@ class ProcessPool:
             future.settle(None, WorkerLostError(f"the process pool of run {future.run.name!r} was closed"))
 
     def _started(self) -> Worker:
-        worker = Worker(self._setup())
+        worker = Worker(self._setup(), self._process)
         with self._changed:
             self._workers.add(worker)
         worker.wire.settimeout(START_SECONDS)

@@ -10,8 +10,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
-import signal
 import socket
 import sys
 import threading
@@ -19,6 +19,7 @@ import time
 from typing import Any
 
 from .away import carry_out, learned, listen
+from .late import late
 from .parcels import CALL, CALLS, FUNCTION, LOG, READY, dumps, failure, loads
 from .progress import Progress
 from .scopes import close_default
@@ -31,17 +32,31 @@ MANY, SECONDS, MUCH = 64, 0.005, 1 << 14
 
 
 def main() -> None:
-    """The life of a worker; its arguments are descriptors: the wire, the lifeline, the bell, and the page."""
-    wire, lifeline, bell, page = map(int, sys.argv[1:])
+    """The life of a worker; its arguments are descriptors: the lifeline, the wire, the bell, and the page."""
+    descriptors = [int(number) for number in sys.argv[1:]]
+    for number in descriptors:
+        os.set_inheritable(number, False)  # a program that a body starts would keep the wire open when the worker dies
+    _live(*descriptors)
+
+
+def fork_workers() -> None:
+    """The life of a fork server, and then of each worker that it forks; its arguments are the descriptor by which it
+    is asked for them, and what to import before."""
+    for name in ("cloudpickle", "random", *sys.argv[2:]):
+        importlib.import_module(name)
+    _live(*late("fork_server").serve(socket.socket(fileno=int(sys.argv[1]))))
+
+
+def _live(lifeline: int, wire: int, bell: int, page: int) -> None:
     threading.Thread(target=_end_with_parent, args=(lifeline,), name="asynctask-lifeline", daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    worker = _Worker(socket.socket(fileno=wire), bell, Progress(page))
-    try:
-        worker.work()
-    except (EOFError, OSError):  # the parent wants no more of it
-        pass
-    finally:
-        close_default(timeout=1.0)
+    with socket.socket(fileno=wire) as home:
+        worker = _Worker(home, bell, Progress(page))
+        try:
+            worker.work()
+        except (EOFError, OSError):  # the parent wants no more of it
+            pass
+        finally:
+            close_default(timeout=1.0)
 
 
 def _end_with_parent(lifeline: int) -> None:

@@ -1,6 +1,7 @@
 """Worker processes: starting one, the wire to it, ending it.
 
-A worker ends with this process, whatever becomes of it: it holds the other end of a lifeline.
+A worker ends with this process, whatever becomes of it: it has a lifeline, the other end of which is held here, or by
+what starts workers for this process and ends with it (`fork_server`).
 """
 
 from __future__ import annotations
@@ -12,15 +13,58 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from .parcels import Call, together
 from .progress import Progress, new_page
 from .wires import Message, Reader, pair, send
 
-#: Seconds that a worker gets to end by itself.
-END_SECONDS = 2.0
+#: Seconds that a worker gets to start, and to end by itself.
+START_SECONDS, END_SECONDS = 60.0, 2.0
+
+
+class Process(Protocol):
+    """A process of a worker's, however it was started."""
+
+    pid: int
+
+    def kill(self) -> None:
+        """At once, also if it is stuck. From any thread; nothing happens if it has ended."""
+
+    def ended(self, timeout: float | None = None) -> str | None:
+        """How it ended, for people, asked until it is told; None if it has not, within that many seconds."""
+
+
+class Spawned:
+    """A new interpreter, which gets copies of some descriptors."""
+
+    def __init__(self, descriptors: Sequence[int]) -> None:
+        lifeline, held = os.pipe()  # the worker reads; when nobody holds the other end any more, it ends
+        self._held = held
+        self._lock = threading.Lock()
+        passed = [lifeline, *descriptors]
+        try:
+            self._process = subprocess.Popen(interpreter("main", *map(str, passed)), pass_fds=passed)
+        except BaseException:
+            os.close(held)
+            raise
+        finally:
+            os.close(lifeline)
+        self.pid = self._process.pid
+
+    def kill(self) -> None:
+        with self._lock:
+            if self._process.returncode is None:
+                self._process.kill()
+
+    def ended(self, timeout: float | None = None) -> str | None:
+        try:
+            code = self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return None
+        os.close(self._held)
+        return ending(code)
 
 
 class Worker:
@@ -30,10 +74,8 @@ class Worker:
     for many of them, and none is lost with the worker.
     """
 
-    def __init__(self, setup: Message) -> None:
+    def __init__(self, setup: Message, process: Callable[[Sequence[int]], Process] = Spawned) -> None:
         ours, theirs = pair()
-        lifeline, held = os.pipe()  # the worker reads; when nobody holds the other end any more, it ends
-        self._held = held
         bell, ringing = os.pipe()
         os.set_blocking(ringing, False)  # one that nobody hears is as good as a hundred
         page = new_page()
@@ -49,26 +91,20 @@ class Worker:
         self.idle_answers = 0
         self.later_idle_answers = 0
         self.is_killed = False
-        self._lock = threading.Lock()
-        # With our own path from the start: the worker is to find the asynctask that we are, wherever that is, and what
-        # lies about in the current folder is not to be taken for a module of the library's.
-        code = f"import sys; sys.path[:] = {sys.path!r}; from asynctask.process_worker import main; main()"
-        library: Any = subprocess  # which has no public name for what `multiprocessing` uses as well
-        flags: list[str] = library._args_from_interpreter_flags()
-        command = [sys.executable, *flags, "-c", code]
-        passed = [theirs.fileno(), lifeline, ringing, page]
         try:
-            self.process = subprocess.Popen([*command, *map(str, passed)], pass_fds=passed)
+            self.process = process([theirs.fileno(), ringing, page])
         except BaseException:
             ours.close()
-            os.close(held)
             os.close(bell)
             raise
         finally:
             theirs.close()
-            for descriptor in passed[1:]:
-                os.close(descriptor)
-        send(self.wire, setup)
+            os.close(ringing)
+            os.close(page)
+        try:
+            send(self.wire, setup)
+        except OSError:  # it has ended: who waits for its answer will see
+            pass
 
     def put(self, calls: Sequence[Call]) -> None:
         """Send calls of one function, all at once, and the function if it is new."""
@@ -94,24 +130,36 @@ class Worker:
 
     def kill(self) -> None:
         self.is_killed = True
-        with self._lock:
-            if self.process.returncode is None:
-                self.process.kill()
+        self.process.kill()
 
     def close(self) -> str:
         """End it, if it has not; how it ended, for people."""
         os.close(self._bell)
         self.wire.close()  # it writes down what it has recorded, and ends
-        try:
-            code = self.process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
+        while (how := self.process.ended(END_SECONDS)) is None:
             self.kill()
-            code = self.process.wait()
-        os.close(self._held)
         self.progress.close()
-        if code >= 0:
-            return f"ended with exit code {code}"
-        try:
-            return f"was killed by {signal.Signals(-code).name}"
-        except ValueError:
-            return f"was killed by signal {-code}"
+        return how
+
+
+def interpreter(entry: str, *arguments: str) -> list[str]:
+    """The command of a new interpreter that calls a function of `process_worker`."""
+    # With our own path from the start: the worker is to find the asynctask that we are, wherever that is, and what
+    # lies about in the current folder is not to be taken for a module of the library's. With Ctrl-C the parent deals.
+    code = (
+        f"import sys; sys.path[:] = {sys.path!r}; import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+        f"from asynctask.process_worker import {entry} as main; main()"
+    )
+    library: Any = subprocess  # which has no public name for what `multiprocessing` uses as well
+    flags: list[str] = library._args_from_interpreter_flags()
+    return [sys.executable, *flags, "-c", code, *arguments]
+
+
+def ending(code: int) -> str:
+    """How a process ended, for people, by its exit code as `subprocess` has it."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was killed by signal {-code}"
