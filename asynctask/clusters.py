@@ -231,7 +231,8 @@ class Cluster:
             try:
                 children = [one.child for one in self._errands if one.child is not None]
                 for child in children:
-                    child.cancel()
+                    if not child.cancelling():  # a second time would end the ending of its body
+                        child.cancel()
                 await asyncio.gather(*children, return_exceptions=True)
                 if self._opening is not None:
                     await asyncio.gather(self._opening, return_exceptions=True)

@@ -154,6 +154,8 @@ class DaskClient(Client):
 
 
 _stops: dict[str, Stop] = {}
+#: Calls that were ended before they began here, if they do at all; the last so many.
+_ended: dict[str, None] = {}
 
 
 def in_worker(topic: str, key: str, parcel: Any) -> Sealed | None:
@@ -164,6 +166,8 @@ def in_worker(topic: str, key: str, parcel: Any) -> Sealed | None:
         worker.log_event(topic, [key, LOG, dumps(values, no_buffer)])
 
     stop = _stops[key] = Stop()
+    if key in _ended:
+        stop()
     worker.log_event(topic, [key, READY, worker.address])
     try:
         reply = unpack(unflat(parcel), tell, stop)
@@ -178,9 +182,12 @@ def in_worker(topic: str, key: str, parcel: Any) -> Sealed | None:
 def end_in_worker(keys: list[str]) -> None:
     """End the bodies of some calls, as far as they are here."""
     for key in keys:
+        _ended[key] = None  # first: it may begin between this line and the next
         stop = _stops.get(key)
         if stop is not None:
             stop()
+    for key in list(_ended)[:-MOST_UNHEARD]:
+        del _ended[key]
 
 
 class DaskTaskRunner(ClusterTaskRunner):

@@ -1,5 +1,6 @@
 """Bodies on a real Dask cluster of two worker processes; and on clusters that runners start themselves."""
 
+import asyncio
 import contextlib
 import os
 import subprocess
@@ -84,6 +85,22 @@ async def test_no_body_goes_on_in_somebody_elses_cluster_when_the_runtime_is_lef
         future = stuck.submit(str(tmp_path / "pid"))
         await until((tmp_path / "pid").exists)
         future.cancel()  # nobody has heard that it has begun
+    await until((tmp_path / "pid-left").exists)
+
+
+async def test_a_body_is_ended_though_the_runtime_is_left_before_its_worker_was_told(runner, tmp_path, monkeypatch):
+    interrupt = DaskClient._interrupt
+
+    async def slowly(self: DaskClient, key: str, worker: str) -> None:
+        await asyncio.sleep(0.1)
+        await interrupt(self, key, worker)
+
+    monkeypatch.setattr(DaskClient, "_interrupt", slowly)
+    async with on(runner):
+        future = stuck.submit(str(tmp_path / "pid"))
+        await until(lambda: future.state.is_running() and (tmp_path / "pid").exists())
+        future.cancel()
+        await future.wait_async()
     await until((tmp_path / "pid-left").exists)
 
 
