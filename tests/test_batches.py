@@ -33,8 +33,14 @@ def doubled(number: int) -> int:
     return 2 * number
 
 
-async def test_as_many_as_the_batch_size_says_are_sent_to_a_worker_together():
+async def test_as_many_as_the_batch_size_says_are_sent_to_a_worker_together(tmp_path):
     """Of two workers each gets a batch at once, though the bodies are known to be long."""
+
+    @task
+    def meets(name: str, other: str) -> None:
+        (tmp_path / name).touch()
+        while not (tmp_path / other).exists():
+            time.sleep(0.01)
 
     @task
     def long(_: int) -> int:
@@ -42,10 +48,10 @@ async def test_as_many_as_the_batch_size_says_are_sent_to_a_worker_together():
         return os.getpid()
 
     async with on_processes(2):
-        both = set(await long.map(range(6), batch_size=1))
-        assert len(both) == 2
-        several = await long.map(range(12), batch_size=4)
-        assert [len(set(several[start : start + 4])) for start in (0, 4, 8)] == [1, 1, 1]
+        await meets.map(["one", "other"], ["other", "one"])  # now there are two
+        several = await long.map(range(16), batch_size=4)
+        assert [len(set(several[start : start + 4])) for start in (0, 4, 8, 12)] == [1, 1, 1, 1]
+        assert len(set(several)) == 2
 
 
 async def test_each_of_a_batch_is_a_run_with_its_own_name_state_history_and_result():
