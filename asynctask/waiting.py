@@ -230,13 +230,16 @@ class Loop:
         started = None if run.spec.options.timeout is None else loops.here().waker()
         body.on_start = None if started is None else started.wake
         run.blocker = "a free thread"
-        future = self.services.runner(run).executor().submit(loops.context_for_thread().run, body)
+        try:
+            future = self.services.runner(run).executor().submit(loops.context_for_thread().run, body)
 
-        def stop() -> None:
-            if not future.done() and not future.cancel():
-                self._interrupt(body)
+            def stop() -> None:
+                if not future.done() and not future.cancel():
+                    self._interrupt(body)
 
-        return await self._answer(run, future, started, stop)
+            return await self._answer(run, future, started, stop)
+        finally:
+            run.blocker = None
 
     async def _call_elsewhere(self, run: Run, there: Elsewhere) -> Any:
         started = None if run.spec.options.timeout is None else loops.here().waker()

@@ -17,6 +17,7 @@ from distributed import Client
 from asynctask import DaskTaskRunner, task
 from asynctask.dask_runner import DaskClient
 from asynctask.errors import OptionError, WorkerLostError
+from asynctask.testing import TaskRunnerContract
 from testkit import until
 
 pytestmark = pytest.mark.timeout(60)
@@ -66,6 +67,17 @@ def runner(address: str) -> DaskTaskRunner:
 
 class TestDask(OnCluster):
     pass
+
+
+class TestDaskKeepsTheContract(TaskRunnerContract):
+    shares_memory = False
+
+    @pytest.fixture(autouse=True)
+    def cluster(self, address: str) -> None:
+        self.address = address
+
+    def runner(self) -> DaskTaskRunner:
+        return DaskTaskRunner(self.address)
 
 
 async def test_a_run_waits_until_there_is_what_it_needs(address):

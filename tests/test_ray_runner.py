@@ -11,6 +11,7 @@ from clusterkit import OnCluster, give, on, pid
 
 from asynctask import RayTaskRunner
 from asynctask.errors import OptionError
+from asynctask.testing import TaskRunnerContract
 
 pytestmark = [
     pytest.mark.timeout(60),
@@ -34,6 +35,14 @@ def runner() -> RayTaskRunner:
 
 class TestRay(OnCluster):
     kills = True
+
+
+class TestRayKeepsTheContract(TaskRunnerContract):
+    shares_memory = False
+    kills = True
+
+    def runner(self) -> RayTaskRunner:
+        return RayTaskRunner()
 
 
 async def test_a_run_waits_until_there_is_what_it_needs(runner):

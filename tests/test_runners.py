@@ -276,6 +276,35 @@ async def test_what_an_executor_drops_is_said_to_be_dropped_and_is_tried_again(t
     assert [state.name for state in future.run.states] == ["Pending", "AwaitingRetry", "Running", "Completed"]
 
 
+@pytest.mark.parametrize("broken", ["executor", "submit"])
+async def test_what_a_runner_raises_fails_the_attempt_which_is_tried_again(broken):
+    class Executor:
+        def submit(self, *_: object) -> Any:
+            raise OSError("no thread to be had")
+
+    class Broken(ThreadPoolTaskRunner):
+        attempts = 0
+
+        def executor(self) -> Any:
+            self.attempts += 1
+            if self.attempts % 3 == 0:
+                return super().executor()
+            if broken == "executor":
+                raise OSError("no thread to be had")
+            return Executor()
+
+    async with Runtime(store=MemoryStore(), task_runner=Broken(1)):
+        first = where.with_options(retries=2).submit()
+        assert (await first).startswith("asynctask-worker")
+        second = where.submit()
+        with pytest.raises(OSError, match="no thread to be had"):
+            await second
+    again = ["AwaitingRetry", "Running"]
+    assert [state.name for state in first.run.states] == ["Pending", "AwaitingRetry", *again, "Completed"]
+    assert second.state.name == "Failed"
+    assert second.run.waiting_on is None
+
+
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, True, "4"], ids=repr)
 def test_a_wrong_number_of_workers_is_refused(wrong):
     with pytest.raises(OptionError, match="max_workers"):

@@ -209,6 +209,12 @@ def test_shared_limits_holds_a_limit_over_processes_of_which_one_is_killed() -> 
     assert done.stdout.count("four times over") == 3
 
 
+def test_own_runner_has_all_that_asks_the_database_in_one_thread() -> None:
+    done = run("-c", WITHOUT, EXAMPLES / "own_runner.py", "30")
+    (functions,) = re.findall(r"([\d,]+) functions in 30", done.stdout)
+    assert re.findall(r"([\d,]+) rows were written by (\w+)", done.stdout) == [(functions, "database_0")]
+
+
 def test_processes_counts_the_same_on_threads_and_on_processes() -> None:
     done = run("-c", WITHOUT, EXAMPLES / "processes.py", "40")
     (threads,) = re.findall(r"threads +│ ([\d,]+) +│ 1 ", done.stdout)

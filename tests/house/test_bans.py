@@ -36,8 +36,8 @@ BANS = (
     Ban(r"datetime\.(datetime|date)\.(now|utcnow|today)", "clocks", "ask the clock that was handed in"),
     Ban(
         r"(time|asyncio|trio|anyio)\.sleep",
-        "bodies cli clocks loops stores waiting",
-        "only waiting.py, stores and commands sleep",
+        "bodies cli clocks loops runner_contract stores waiting witnesses",
+        "only waiting.py, stores, commands and what ships for tests sleep",
     ),
     Ban(r"random\.[a-z]\w*|secrets\.\w+|os\.urandom", "clocks", "use the random numbers that were handed in"),
     # (the fork server has one thread, and counts before it forks)
