@@ -21,7 +21,7 @@ from concurrent.futures import Executor, Future
 from contextvars import Context
 from typing import Any, Protocol, cast
 
-from .away import Stop, Tell, carried_out, failed, learned, listen
+from .away import Stop, carried_out, failed, learned, listen
 from .bodies import begin
 from .clocks import secret
 from .errors import OptionError, WorkerLostError
@@ -34,6 +34,7 @@ from .runs import Run
 from .scopes import close_default
 from .settings import settings
 from .specs import TaskSpec
+from .stores.relay import Tell
 from .waiting import Services
 from .wires import Sealed, packed, unpacked
 
@@ -107,9 +108,9 @@ class Errand(Future[Any]):
             self.call.on_start()
 
     def heard(self, values: list[Any]) -> None:
-        """Its body has logged something."""
+        """Its body has logged something, or has started a run."""
         if not self._is_stopped:
-            deliver(self.call.run, values)
+            deliver(self.call, values)
 
     def stop(self) -> None:
         with self._lock:
@@ -188,6 +189,8 @@ class Cluster:
             error = raised
         finally:
             self._errands.discard(errand)
+            if errand.call.guests is not None:
+                await errand.call.guests.over()
             if errand.set_running_or_notify_cancel():
                 if error is None:
                     errand.set_result(outcome)
@@ -342,7 +345,8 @@ def unpack(parcel: Parcel, tell: Tell, stop: Stop | None = None) -> Sealed:
             is_far = not is_home and _setups[parcel.home][0] != socket.gethostname()
     except BaseException as error:  # deliberate: raised at home
         return Sealed(failed(error))
-    return Sealed(carried_out(parcel.call.message, specs, None if is_home else tell, stop, is_far=is_far))
+    told = None if is_home else tell
+    return Sealed(carried_out(parcel.call.message, specs, told, stop, home=parcel.home, is_far=is_far))
 
 
 def _set_up(setup: Sealed) -> str:

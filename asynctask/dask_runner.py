@@ -1,7 +1,8 @@
 """Bodies on the workers of a Dask cluster: `asynctask[dask]`.
 
 1. A call is a task of Dask's that is never retried by Dask. A worker that is lost fails the calls it was at.
-2. That a body begins, and what it logs, comes home as events, which overtake nothing: they are there before its result.
+2. That a body begins, what it logs, and which runs it starts, comes home as events, which overtake nothing: they are
+   there before its result.
 3. Dask cannot end what a worker is at: a body is interrupted there, as one in a thread of ours is.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, cast
 
 from .away import Stop
 from .clocks import secret
@@ -39,6 +40,8 @@ LARGE = 1 << 20
 #: Bytes up to which a reply comes home as an event, which is there by then: it would take a millisecond to fetch it.
 #: The scheduler keeps the last thousand.
 SMALL = 1 << 12
+#: Bytes from which on what a body tells comes with its reply: the scheduler keeps events.
+LARGE_EVENT = 1 << 16
 #: How many calls are remembered that were stopped; and seconds that workers get to hear of it, as the client closes.
 MOST_UNHEARD, END_SECONDS = 1_000, 1.0
 _numbers = itertools.count(1)
@@ -102,7 +105,12 @@ class DaskClient(Client):
             error = await future.exception()
             if error is not None:
                 raise error
-            return self._replies.pop(key, None) or await future
+            reply = self._replies.pop(key, None)
+            if reply is None:
+                large, reply = await future
+                for data in large:
+                    errand.heard(loads(data))
+            return cast("Sealed", reply)
         except asyncio.CancelledError:
             await self._end(key, future, errand.worker)
             raise
@@ -158,12 +166,17 @@ _stops: dict[str, Stop] = {}
 _ended: dict[str, None] = {}
 
 
-def in_worker(topic: str, key: str, parcel: Any) -> Sealed | None:
-    """What a worker does."""
+def in_worker(topic: str, key: str, parcel: Any) -> tuple[list[bytes], Sealed] | None:
+    """What a worker does: what came of it, unless that is told as an event, and what is too large to be told so."""
     worker = needed("distributed").get_worker()
+    large: list[bytes] = []
 
     def tell(values: list[Any]) -> None:
-        worker.log_event(topic, [key, LOG, dumps(values, no_buffer)])
+        data = dumps(values, no_buffer)
+        if len(data) > LARGE_EVENT:
+            large.append(data)
+        else:
+            worker.log_event(topic, [key, LOG, data])
 
     stop = _stops[key] = Stop()
     if key in _ended:
@@ -171,8 +184,8 @@ def in_worker(topic: str, key: str, parcel: Any) -> Sealed | None:
     worker.log_event(topic, [key, READY, worker.address])
     try:
         reply = unpack(unflat(parcel), tell, stop)
-        if reply.size > SMALL or reply.message.buffers:
-            return reply
+        if large or reply.size > SMALL or reply.message.buffers:
+            return large, reply
         worker.log_event(topic, [key, DONE, flat(reply)])
         return None
     finally:

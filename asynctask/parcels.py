@@ -25,6 +25,7 @@ from .loops import is_cancellation
 from .observers import flow_logger, sends_prints, task_logger
 from .records import LogEntry, attempts
 from .redact import shown, text_of
+from .relays import Guests
 from .runs import Run
 from .serializers import decode_error, encode_error
 from .settings import settings
@@ -132,6 +133,8 @@ class Call(msgspec.Struct, eq=False):
     #: With arguments that go by themselves.
     alone: Message | None
     on_start: Callable[[], None] | None
+    #: The runs that its body has started, if home was told of some.
+    guests: Guests | None = None
 
     @property
     def row(self) -> tuple[Any, ...]:
@@ -326,8 +329,14 @@ def imported(module: str, name: str) -> Any:
     return getattr(found, "fn", found)
 
 
-def deliver(run: Run, values: list[Any]) -> None:
-    """What the body of `run` has logged: an entry to be kept with a run, or a record for the loggers here."""
+def deliver(call: Call, values: list[Any]) -> None:
+    """What a body tells: an entry to be kept with a run, or a record for the loggers here; or which runs it starts."""
+    run = call.run
+    if values[0] is None:
+        if call.guests is None:
+            call.guests = Guests(run)
+        call.guests.heard(values[1], values[2])
+        return
     if len(values) == 2:
         number, entry = values
         run.journal.keep_log(number, msgspec.convert(entry, LogEntry))

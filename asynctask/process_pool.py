@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from .blocking import drive
 from .bodies import begin
 from .errors import WorkerLostError
 from .loops import here
@@ -82,6 +83,8 @@ class CallFuture(Call, eq=False):
         """It is over; if the body had begun, and nobody knew, it did so then."""
         if not self.has_begun and began is not None:
             self.begin(began)
+        if self.guests is not None:
+            drive(self.guests.over())
         with _changing:
             self.value, self.error, self.worker, self.is_done = value, error, None, True
             call_backs, self.call_backs = self.call_backs, ()
@@ -214,7 +217,7 @@ class ProcessPool:
         while True:
             message = worker.reader.receive()
             if message.kind == LOG:
-                deliver(futures[0].run, unpacked(message, loads))
+                deliver(futures[0], unpacked(message, loads))
             elif message.kind != SKIPPED:
                 break
             elif worker.idle_answers:

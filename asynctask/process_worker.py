@@ -4,7 +4,7 @@
    which the parent deals; and it is killed when a body must end.
 2. A body finds the run that it is of: ids, name, tags, logger. What it logs or prints goes home, in order, before its
    result does.
-3. Runs that a body starts are recorded in the store that its parent has, as far as processes can share it.
+3. Runs that a body starts are recorded in the store that its parent has; see `away`.
 """
 
 from __future__ import annotations

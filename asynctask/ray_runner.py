@@ -1,7 +1,8 @@
 """Bodies on the workers of a Ray cluster: `asynctask[ray]`.
 
 1. A call is a task of Ray's that is never retried by Ray. A worker is at one body at a time, and is killed to end it.
-2. What a body logs comes home with its result.
+2. What a body logs, and which runs it starts, comes home with its result. Meanwhile it is put into Ray's own store, ten
+   times a second, where home finds it if the worker is lost.
 3. When a body begins is told where a timeout depends on it, for it costs twice the time of a call. Others count as
    running from when Ray has them.
 """
@@ -9,14 +10,35 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import logging
 import threading
 from collections.abc import Generator
 from typing import Any
 
-from .clusters import Client, ClusterTaskRunner, Errand, Parcel, Site, check_installed, flat, needed, unflat, unpack
+from .clusters import (
+    Client,
+    ClusterTaskRunner,
+    Errand,
+    Parcel,
+    Site,
+    check_installed,
+    flat,
+    needed,
+    no_buffer,
+    unflat,
+    unpack,
+)
 from .errors import OptionError, WorkerLostError
+from .parcels import deliver, dumps, loads
 from .redact import shown, text_of
 from .wires import Sealed
+
+logger = logging.getLogger("asynctask")
+
+#: Seconds until what a body tells is put where it outlives its worker; and where that is: 0.3 ms, in Ray's own store.
+SAFE_SECONDS, NAMESPACE = 0.1, "asynctask"
+_numbers = itertools.count(1)
 
 #: What the engine decides, not Ray.
 _OURS = {"max_retries": 0, "retry_exceptions": False}
@@ -65,31 +87,34 @@ class RayClient(Client):
         is_timed = errand.call.on_start is not None
         function = self._function(errand.call.run.spec.name, is_timed, options)
         lost = self._ray.exceptions
+        key = f"{parcel.home}/{next(_numbers)}/"
         handle: Any = None
-        logs: list[list[Any]] = []
+        told: list[list[Any]] = []
         reply: Any = None
         try:
-            handle = function.remote(flat(parcel))
+            handle = function.remote(flat(parcel), key)
             if not is_timed:
                 errand.begin()
-                logs, reply = await handle
+                told, reply = await handle
             else:
                 async for one in handle:
-                    if (told := await one) is None:
+                    if (given := await one) is None:
                         errand.begin()
                     else:
-                        logs, reply = told
+                        told, reply = given
         except asyncio.CancelledError:
             if handle is not None:
                 self._ray.cancel(handle, force=True)
+                hear_what_is_left(key, errand)
             raise
         except (
             lost.WorkerCrashedError, lost.NodeDiedError, lost.LocalRayletDiedError, lost.OutOfMemoryError,
             lost.ObjectLostError, lost.TaskCancelledError,
         ) as error:  # fmt: skip
             name = errand.call.run.name
+            hear_what_is_left(key, errand)
             raise WorkerLostError(f"the Ray worker that was at run {name!r} was lost: {text_of(error)}") from error
-        for values in logs:
+        for values in told:
             errand.heard(values)
         sealed: Sealed = unflat(reply)
         return sealed
@@ -105,16 +130,79 @@ class RayClient(Client):
         return found
 
 
-def in_worker(parcel: Any) -> tuple[list[list[Any]], Any]:
-    """What a worker does: what was logged, and what came of it."""
-    logs: list[list[Any]] = []
-    return logs, flat(unpack(unflat(parcel), logs.append))
+class Mail:
+    """What a body tells, in its worker."""
+
+    def __init__(self, key: str) -> None:
+        self.told: list[list[Any]] = []
+        self._key = key
+        #: How much of it, in how many pieces, is in Ray's store.
+        self._safe = self._pieces = 0
+        self._timer: threading.Timer | None = None
+        self._is_over = False
+        self._lock = threading.Lock()
+
+    def tell(self, values: list[Any]) -> None:
+        with self._lock:
+            self.told.append(values)
+            if self._timer is None and not self._is_over:
+                self._timer = threading.Timer(SAFE_SECONDS, self._put)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def _put(self) -> None:
+        with self._lock:
+            self._timer = None
+            if self._is_over:
+                return
+            piece = dumps(self.told[self._safe :], no_buffer)
+            self._safe = len(self.told)
+            self._pieces += 1
+            ask_store("put", f"{self._key}{self._pieces:09}", piece)
+
+    def close(self) -> None:
+        """The body is over: what it has told goes home."""
+        with self._lock:
+            self._is_over = True
+            if self._timer is not None:
+                self._timer.cancel()
+            if self._pieces:
+                ask_store("del", self._key, del_by_prefix=True)
 
 
-def in_worker_told(parcel: Any) -> Generator[Any, None, None]:
+def hear_what_is_left(key: str, errand: Errand) -> None:
+    """What a body had told that is lost, or was stopped."""
+    for name in sorted(ask_store("list", key) or ()):
+        piece = ask_store("get", name)
+        for values in loads(piece) if piece else ():
+            deliver(errand.call, values)
+        ask_store("del", name)
+
+
+def ask_store(what: str, key: Any, *values: Any, **options: Any) -> Any:
+    """Of what all processes of a Ray cluster may put something into; None if it is not there any more."""
+    try:
+        ask = getattr(needed("ray.experimental.internal_kv"), f"_internal_kv_{what}")
+        return ask(key, *values, namespace=NAMESPACE, **options)
+    except Exception as error:  # deliberate: what else becomes of the body counts more
+        logger.debug("What bodies on Ray tell cannot be kept safe, or found again: %s", text_of(error))
+        return None
+
+
+def in_worker(parcel: Any, key: str) -> tuple[list[list[Any]], Any]:
+    """What a worker does: what was told, and what came of it."""
+    mail = Mail(key)
+    try:
+        reply = flat(unpack(unflat(parcel), mail.tell))
+    finally:
+        mail.close()
+    return mail.told, reply
+
+
+def in_worker_told(parcel: Any, key: str) -> Generator[Any, None, None]:
     """The same; before it begins, that it does."""
     yield None
-    yield in_worker(parcel)
+    yield in_worker(parcel, key)
 
 
 class RayTaskRunner(ClusterTaskRunner):

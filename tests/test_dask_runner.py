@@ -1,18 +1,15 @@
 """Bodies on a real Dask cluster of two worker processes; and on clusters that runners start themselves."""
 
 import asyncio
-import contextlib
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import dask
 import pytest
-from clusterkit import OnCluster, die, give, on, pid, stuck
-from distributed import Client
+from clusterkit import OnCluster, dask_cluster, die, give, on, pid, stuck
 
 from asynctask import DaskTaskRunner, task
 from asynctask.dask_runner import DaskClient
@@ -23,40 +20,9 @@ from testkit import until
 pytestmark = pytest.mark.timeout(60)
 
 
-#: A cluster of somebody else's, in a process of its own: the leak check counts what is in this one.
-CLUSTER = """
-import sys
-from distributed import LocalCluster
-
-if __name__ == "__main__":
-    with LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=":0", resources={"GPU": 1},
-        scheduler_kwargs={"allowed_failures": int(sys.argv[1])},
-    ) as cluster:
-        print(cluster.scheduler_address, flush=True)
-        sys.stdin.read()
-"""
-
-
-@contextlib.contextmanager
-def cluster(folder: Path, allowed_failures: int = 0) -> Iterator[str]:
-    (folder / "cluster.py").write_text(CLUSTER)
-    command = [sys.executable, str(folder / "cluster.py"), str(allowed_failures)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            yield process.stdout.readline().strip()
-        finally:
-            process.stdin.close()
-            process.wait(20)
-
-
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with cluster(tmp_path_factory.mktemp("cluster")) as found:
-        with Client(found, set_as_default=False) as client:
-            client.submit(os.getpid).result()  # Dask's own threads, which it keeps for the process
+    with dask_cluster(tmp_path_factory.mktemp("cluster")) as found:
         yield found
 
 
@@ -119,7 +85,7 @@ async def test_a_body_is_ended_though_the_runtime_is_left_before_its_worker_was_
 async def test_a_cluster_that_tries_lost_calls_again_is_not_let(tmp_path):
     """Dask's default is to try three more times by itself, with whoever is killed next."""
     counter = tmp_path / "count"
-    with cluster(tmp_path, allowed_failures=3) as address:
+    with dask_cluster(tmp_path, allowed_failures=3) as address:
         async with on(DaskTaskRunner(address)):
             slowly = task(lambda path: time.sleep(0.05) or die.fn(path), name="slowly")
             future = slowly.submit(str(counter))

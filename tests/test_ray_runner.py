@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import ray
-from clusterkit import OnCluster, give, on, pid
+from clusterkit import OnCluster, give, on, pid, ray_cluster
 
 from asynctask import RayTaskRunner
 from asynctask.errors import OptionError
@@ -21,11 +21,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    """Somebody else's: it takes 4 s to start."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error", resources={"tool": 1})
-    yield
-    ray.shutdown()
+    with ray_cluster():
+        yield
 
 
 @pytest.fixture

@@ -1,8 +1,11 @@
-"""What holds of every runner of a cluster: a class of tests, for a `runner` fixture of real workers."""
+"""Real clusters, and what holds of every runner of one: a class of tests, for a `runner` fixture."""
 
+import contextlib
 import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +26,51 @@ from testkit import until
 
 def on(runner: Any, **options: Any) -> Runtime:
     return Runtime(store=MemoryStore(), task_runner=runner, **options)
+
+
+#: A cluster of somebody else's, in a process of its own: the leak check counts what is in this one.
+CLUSTER = """
+import sys
+from distributed import LocalCluster
+
+if __name__ == "__main__":
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=":0", resources={"GPU": 1},
+        scheduler_kwargs={"allowed_failures": int(sys.argv[1])},
+    ) as cluster:
+        print(cluster.scheduler_address, flush=True)
+        sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def dask_cluster(folder: Path, allowed_failures: int = 0) -> Iterator[str]:
+    (folder / "cluster.py").write_text(CLUSTER)
+    command = [sys.executable, str(folder / "cluster.py"), str(allowed_failures)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            import distributed  # 1 s, also in workers that import this file
+
+            address = process.stdout.readline().strip()
+            with distributed.Client(address, set_as_default=False) as client:
+                client.submit(os.getpid).result()  # Dask's own threads, which it keeps for the process
+            yield address
+        finally:
+            process.stdin.close()
+            process.wait(20)
+
+
+@contextlib.contextmanager
+def ray_cluster() -> Iterator[None]:
+    """Somebody else's: it takes 4 s to start."""
+    import ray  # 1 s
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error", resources={"tool": 1})
+    yield
+    ray.shutdown()
 
 
 @task
