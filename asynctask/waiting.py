@@ -246,16 +246,7 @@ class Loop:
         run.blocker = "a free worker"
         try:
             future = there.start(run, self.services.store.url, None if started is None else started.wake)
-            if started is not None:
-                return await self._answer(run, future, started, partial(there.stop, future))
-            ended = loops.here().waker()  # no coroutine more: a microsecond, for each of many
-            future.add_done_callback(lambda _: ended.wake())
-            try:
-                await ended.wait()
-            except BaseException:
-                there.stop(future)
-                raise
-            return _result_of(run, future)
+            return await self._answer(run, future, started, partial(there.stop, future))
         finally:
             run.blocker = None
 
