@@ -112,7 +112,7 @@ class DaskClient(Client):
                     errand.heard(loads(data))
             return cast("Sealed", reply)
         except asyncio.CancelledError:
-            await self._end(key, future, errand.worker)
+            await self._end(self._client, key, future, errand)
             raise
         except self._distributed.CancelledError as error:
             raise WorkerLostError(f"run {run.name!r} was lost by the Dask cluster: {text_of(error)}") from error
@@ -124,18 +124,19 @@ class DaskClient(Client):
             del self._errands[key]
             self._replies.pop(key, None)
 
-    async def _end(self, key: str, future: Any, worker: str | None) -> None:
-        """Take a call back, and interrupt its body if that is with a worker."""
-        await self._client.cancel([future])
+    async def _end(self, client: Any, key: str, future: Any, errand: Errand) -> None:
+        """Take a call back, and interrupt its body if that is with a worker. `client` may be about to be closed."""
+        await client.cancel([future])
+        worker = errand.worker  # which may have become known just now
         if worker is not None:
-            await self._interrupt(key, worker)
+            await self._interrupt(client, key, worker)
         else:
             self._unheard[key] = None
             if len(self._unheard) > MOST_UNHEARD:
                 del self._unheard[next(iter(self._unheard))]
 
-    async def _interrupt(self, key: str, worker: str) -> None:
-        await self._client.run(end_in_worker, [key], workers=[worker], on_error="ignore")
+    async def _interrupt(self, client: Any, key: str, worker: str) -> None:
+        await client.run(end_in_worker, [key], workers=[worker], on_error="ignore")
 
     def _soon(self, work: Coroutine[Any, Any, None]) -> None:
         """Not awaited where events are heard: nobody would hear any, while a worker does not answer."""
@@ -149,7 +150,7 @@ class DaskClient(Client):
         if errand is None:
             if kind == READY and self._client is not None:  # it was stopped, and had begun, but that was not known here
                 self._unheard.pop(key, None)
-                self._soon(self._interrupt(key, data))
+                self._soon(self._interrupt(self._client, key, data))
         elif kind == LOG:
             errand.heard(loads(data))
         elif kind == DONE:
@@ -158,7 +159,8 @@ class DaskClient(Client):
             errand.worker = data
             errand.begin()
         else:  # a cluster of somebody else's has lost its worker, and tries again; that is not for it to decide
-            self._soon(self._end(key, future, data))
+            errand.worker = data
+            self._soon(self._end(self._client, key, future, errand))
 
 
 _stops: dict[str, Stop] = {}

@@ -232,12 +232,7 @@ class Loop:
         run.blocker = "a free thread"
         try:
             future = self.services.runner(run).executor().submit(loops.context_for_thread().run, body)
-
-            def stop() -> None:
-                if not future.done() and not future.cancel():
-                    self._interrupt(body)
-
-            return await self._answer(run, future, started, stop)
+            return await self._answer(run, future, started, partial(self._interrupt, body, future))
         finally:
             run.blocker = None
 
@@ -272,7 +267,9 @@ class Loop:
             raise
         return _result_of(run, future)
 
-    def _interrupt(self, body: Body) -> None:
+    def _interrupt(self, body: Body, future: Future[Any]) -> None:
+        if future.done() or future.cancel():
+            return
         abandoned = self.services.abandoned
         if body.interrupt(on_end=lambda: abandoned.discard(body)):
             abandoned.add(body)

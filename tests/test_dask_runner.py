@@ -69,9 +69,9 @@ async def test_no_body_goes_on_in_somebody_elses_cluster_when_the_runtime_is_lef
 async def test_a_body_is_ended_though_the_runtime_is_left_before_its_worker_was_told(runner, tmp_path, monkeypatch):
     interrupt = DaskClient._interrupt
 
-    async def slowly(self: DaskClient, key: str, worker: str) -> None:
+    async def slowly(self: DaskClient, client: Client, key: str, worker: str) -> None:
         await asyncio.sleep(0.1)
-        await interrupt(self, key, worker)
+        await interrupt(self, client, key, worker)
 
     monkeypatch.setattr(DaskClient, "_interrupt", slowly)
     async with on(runner):
@@ -87,7 +87,8 @@ async def test_a_cluster_that_tries_lost_calls_again_is_not_let(tmp_path):
     counter = tmp_path / "count"
     with dask_cluster(tmp_path, allowed_failures=3) as address:
         async with on(DaskTaskRunner(address)):
-            slowly = task(lambda path: time.sleep(0.05) or die.fn(path), name="slowly")
+            # On a busy machine it takes some tenths of a second until the cluster has been told.
+            slowly = task(lambda path: time.sleep(1) or die.fn(path), name="slowly")
             future = slowly.submit(str(counter))
             with pytest.raises(WorkerLostError, match="was lost"):
                 await future
