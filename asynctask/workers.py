@@ -85,6 +85,9 @@ class Worker:
         self._bell = bell
         self._heard = select.poll()
         self._heard.register(bell, select.POLLIN)
+        self._anything = select.poll()
+        self._anything.register(bell, select.POLLIN)
+        self._anything.register(ours, select.POLLIN)
         self.functions: set[int] = set()
         self.calls = 0
         #: How many of the answers that come next, and then, are for calls that were taken back.
@@ -115,8 +118,14 @@ class Worker:
         send(self.wire, first.message if len(calls) == 1 else together(calls))
 
     def wait(self, seconds: float | None) -> None:
-        """Wait until the bell is rung, or the worker is gone, at most so long."""
-        if self._heard.poll(None if seconds is None else seconds * 1000):
+        """Wait until the bell is rung, or the worker is gone, at most so long; without end, until anything comes.
+
+        What does not fit into the wire is sent on when somebody reads, and the bell is rung after that.
+        """
+        if seconds is None:
+            self._anything.poll()
+            seconds = 0.0
+        if self._heard.poll(seconds * 1000):
             os.read(self._bell, 4096)
 
     def is_gone(self) -> bool:
