@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from .blocking import drive
 from .bodies import begin
@@ -104,6 +104,10 @@ class CallFuture(Call, eq=False):
 _changing = threading.RLock()  # what is told of a run that begins may ask for its future
 
 
+#: What was sent together and is not answered yet, in order; None for what was taken back.
+Sent: TypeAlias = "deque[CallFuture | None]"
+
+
 class ProcessPool:
     """At most `max_workers` processes that call functions, first come, first served; see the rules above."""
 
@@ -169,113 +173,119 @@ class ProcessPool:
                 try:
                     worker = worker or self._started()
                 except BaseException as error:  # deliberate: it is the outcome of the call, whatever it is
-                    futures.popleft().settle(None, error)
+                    futures.pop(0).settle(None, error)
                     self._put_back(futures)
                     continue
-                worker = self._at_work(worker, futures)
+                worker = self._at_work(worker, deque(futures))
                 del futures
         finally:
             if worker is not None:
                 self._let_go(worker)
 
-    def _at_work(self, worker: Worker, futures: deque[CallFuture]) -> Worker | None:
+    def _at_work(self, worker: Worker, futures: Sent) -> Worker | None:
         """Have calls answered, one after the other; None if the worker is there no more."""
         count = len(futures)
-        function = futures[0].function
         began = time.monotonic()
+        first = futures[0]
+        assert first is not None
         try:
             self._hand_over(worker, futures)
+            first.begin()
             if count == 1:
-                self._hear(worker, futures)
+                while futures:
+                    self._hear(worker, first, futures)
             else:
-                self._hear_together(worker, futures)
+                count -= self._hear_together(worker, first, futures)
         except (EOFError, OSError, MemoryError):  # it is dead, or is to be; or what it sends cannot be read on
             self._lose(worker, futures)
             return None
-        count -= worker.later_idle_answers
-        function.took((time.monotonic() - began) / count)
+        first.function.took((time.monotonic() - began) / count)
         worker.calls += count
         if self._max_calls is not None and worker.calls >= self._max_calls:
             self._let_go(worker)
             return None
         return worker
 
-    def _hand_over(self, worker: Worker, futures: deque[CallFuture]) -> None:
-        worker.idle_answers += worker.later_idle_answers
-        worker.later_idle_answers = 0
+    def _hand_over(self, worker: Worker, futures: Sent) -> None:
+        calls = [future for future in futures if future is not None]
         with _changing:
-            worker.progress.clear(len(futures))
-            for place, future in enumerate(futures):
+            worker.progress.clear(len(calls))
+            for place, future in enumerate(calls):
                 future.worker, future.place = worker, place
                 if future.is_stopped:
                     worker.progress.stop(place)
-        worker.put(futures)
-        futures[0].begin()
+        worker.put(calls)
 
-    def _hear(self, worker: Worker, futures: deque[CallFuture]) -> None:
-        """Take the next answer, and what is logged before it."""
-        while True:
-            message = worker.reader.receive()
-            if message.kind == LOG:
-                deliver(futures[0], unpacked(message, loads))
-            elif message.kind != SKIPPED:
-                break
-            elif worker.idle_answers:
-                worker.idle_answers -= 1
-            else:
-                self._put_back(deque((futures.popleft(),)))
-                return
+    def _hear(self, worker: Worker, sent: CallFuture, futures: Sent) -> None:
+        """Take the next answer, or what is logged before it."""
+        message = worker.reader.receive()
+        if message.kind == LOG:
+            deliver(futures[0] or sent, unpacked(message, loads))
+            return
+        future = futures.popleft()
+        if message.kind == SKIPPED:
+            if future is not None:
+                self._put_back([future])
+            return
+        assert future is not None, "a call that was taken back has been answered"
         value, began, error = answer_in(message)
-        futures.popleft().settle(value, error, began)
+        future.settle(value, error, began)
 
-    def _hear_together(self, worker: Worker, futures: deque[CallFuture]) -> None:
-        """Take the answers of all calls, as many at once as there are."""
+    def _hear_together(self, worker: Worker, sent: CallFuture, futures: Sent) -> int:
+        """Take the answers of all calls, as many at once as there are; how many calls were taken back."""
+        taken_back = 0
         seconds: float | None = UNREAD_SECONDS
         while futures:
             worker.wait(seconds)
             is_news = False
             while futures and worker.reader.is_there():
-                self._hear(worker, futures)
+                self._hear(worker, sent, futures)
                 is_news = True
-            if not futures:
-                return
-            futures[0].begin()
+            first = futures[0] if futures else None
+            if first is None:
+                continue
+            first.begin()
             if is_news:
                 seconds = UNREAD_SECONDS
             elif seconds == UNREAD_SECONDS:
                 seconds = LONG_SECONDS
             elif seconds is not None:  # when a long body ends, or logs something, the bell is rung
                 seconds = None
-                if len(futures) > 1 and futures[0].batch is None:
-                    self._take_back(worker, futures)
+                if first.batch is None and len(futures) > 1 and not taken_back:
+                    taken_back = self._take_back(worker, futures)
+        return taken_back
 
-    def _take_back(self, worker: Worker, futures: deque[CallFuture]) -> None:
-        """What is behind a long body need not wait for it: another worker may have nothing to do."""
-        end = futures[-1].place + 1
-        first = worker.progress.take_back(futures[1].place, end)
-        taken: deque[CallFuture] = deque()
-        while futures and futures[-1].place >= first:
-            taken.appendleft(futures.pop())
-        worker.later_idle_answers = len(taken)
+    def _take_back(self, worker: Worker, futures: Sent) -> int:
+        """What is behind a long body need not wait for it: another worker may have nothing to do.
+
+        Their answers, which say nothing, still come: before that, nothing else can be sent.
+        """
+        behind = [future for future in futures if future is not None][1:]
+        first = worker.progress.take_back(behind[0].place, behind[-1].place + 1)
+        taken = [future for future in behind if future.place >= first]
+        for place in range(len(futures) - len(taken), len(futures)):
+            futures[place] = None
         self._put_back(taken)
+        return len(taken)
 
-    def _lose(self, worker: Worker, futures: deque[CallFuture]) -> None:
+    def _lose(self, worker: Worker, futures: Sent) -> None:
         """The worker is gone: the call that it was at fails, and all others are in the line again."""
         was_killed = worker.is_killed
         worker.kill()
         how = self._let_go(worker)
-        if not futures:
+        left = [future for future in futures if future is not None]
+        if not left:
             return
         begun = worker.progress.begun
-        is_at_fault = begun > futures[0].place if begun else not was_killed
+        is_at_fault = begun > left[0].place if begun else not was_killed
         if is_at_fault and not worker.progress.is_halted:
-            future = futures.popleft()
+            future = left.pop(0)
             future.begin()
             who = f"the worker process (pid {worker.process.pid}) of run {future.run.name!r}"
             future.settle(None, WorkerLostError(f"{who} {how}"))
-        self._put_back(futures)
+        self._put_back(left)
 
-    def _put_back(self, futures: deque[CallFuture]) -> None:
+    def _put_back(self, futures: Sequence[CallFuture]) -> None:
         """Calls that were not begun: first in line again."""
         if not futures:
             return
@@ -315,10 +325,10 @@ class ProcessPool:
             self._workers.discard(worker)
         return worker.close()
 
-    def _next_calls(self, worker: Worker | None) -> deque[CallFuture]:
+    def _next_calls(self, worker: Worker | None) -> list[CallFuture]:
         """The next call, or several that are sent together; none if this worker is not needed any more."""
         room = MOST if self._max_calls is None else min(MOST, self._max_calls - (0 if worker is None else worker.calls))
-        taken: deque[CallFuture] = deque()
+        taken: list[CallFuture] = []
         with self._changed:
             while True:
                 while self._calls and (not taken or (len(taken) < room and self._goes_with(taken))):
@@ -337,7 +347,7 @@ class ProcessPool:
             self._threads.discard(threading.current_thread())
             return taken
 
-    def _goes_with(self, taken: deque[CallFuture]) -> bool:
+    def _goes_with(self, taken: list[CallFuture]) -> bool:
         """Whether the next call is to be sent together with those before it."""
         next_one, first = self._calls[0], taken[0]
         if next_one.setting is not first.setting or next_one.batch != first.batch:

@@ -90,9 +90,6 @@ class Worker:
         self._anything.register(ours, select.POLLIN)
         self.functions: set[int] = set()
         self.calls = 0
-        #: How many of the answers that come next, and then, are for calls that were taken back.
-        self.idle_answers = 0
-        self.later_idle_answers = 0
         self.is_killed = False
         try:
             self.process = process([theirs.fileno(), ringing, page])

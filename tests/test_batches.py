@@ -161,6 +161,24 @@ async def test_what_is_behind_a_long_body_is_taken_back_and_goes_to_another_work
                 await futures[5]
 
 
+async def test_what_is_taken_back_is_called_once_and_every_result_is_that_of_its_own_run(tmp_path):
+    """The next calls were sent while the worker still skipped those taken back, and it called them after all."""
+    notes = tmp_path / "notes"
+
+    @task
+    def noted(number: int) -> int:
+        with open(notes, "a") as file:
+            file.write(f"{number}\n")
+        if number % 60 == 7:
+            time.sleep(0.08)
+        return number
+
+    async with on_processes(2):
+        await noted.map(range(-100, 0))
+        assert await noted.map(range(600)) == list(range(600))
+    assert Counter(map(int, notes.read_text().split())) == dict.fromkeys(range(-100, 600), 1)
+
+
 async def test_the_one_that_kills_its_worker_in_a_batch_fails_alone_and_no_body_is_called_twice(tmp_path):
     notes = tmp_path / "notes"
 

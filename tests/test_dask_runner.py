@@ -69,7 +69,7 @@ async def test_no_body_goes_on_in_somebody_elses_cluster_when_the_runtime_is_lef
 async def test_a_body_is_ended_though_the_runtime_is_left_before_its_worker_was_told(runner, tmp_path, monkeypatch):
     interrupt = DaskClient._interrupt
 
-    async def slowly(self: DaskClient, client: Client, key: str, worker: str) -> None:
+    async def slowly(self: DaskClient, client: object, key: str, worker: str) -> None:
         await asyncio.sleep(0.1)
         await interrupt(self, client, key, worker)
 
