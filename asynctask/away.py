@@ -232,6 +232,8 @@ class _Bodies:
         self._tags = frozenset(context.tags)
         self._parent_number = context.parent_number
         self._runtime = runtime = runtime_here()
+        #: One for all: whatever one of them submits is over before the next begins.
+        self._scope = Scope(runtime)
         if _tell.get() is not None:
             runtime.journal.keep_log = _keep_log
         self._flow: Run | None = None
@@ -265,7 +267,7 @@ class _Bodies:
         run = Run(
             self._spec, number, _history(began, attempt), self._tags, self._parent_number,
             None if flow is None else flow.number, given_name, None, tuple(values), kwargs,
-            journal=runtime.journal, flow=flow, inside=Scope(runtime), is_submitted=True,
+            journal=runtime.journal, flow=flow, inside=self._scope, is_submitted=True,
         )  # fmt: skip
         if self._lines:  # what the run holds at home, it may lend to those that its body calls here
             run.slots = Slots(runtime.limits, run, self._lines, granted=True)
@@ -281,9 +283,13 @@ class _Bodies:
             if run.spec.is_async:
                 return anyio.run(_awaited, run, self._stop, backend=self._backend)
             return _called(run, self._stop)
+        except BaseException:
+            self._scope = Scope(self._runtime)  # of this one nothing may start any more, if it was cancelled
+            raise
         finally:
             current_run.reset(token)
             if outbox is not None:
+                outbox.stand_in = None
                 outbox.flush()
 
 
@@ -298,7 +304,6 @@ def _called(run: Run, stop: Stop | None) -> Any:
     finally:
         if not scope.is_empty():
             drive(_children_ended(run, scope.runtime.blocking_port))
-        scope.close()
 
 
 def _history(began: float, attempt: int) -> tuple[State, ...]:
@@ -330,7 +335,6 @@ async def _awaited(run: Run, stop: Stop | None) -> Any:
         finally:
             if not run.inside.is_empty():
                 await _children_ended(run, run.inside.runtime.loop_port)
-            run.inside.close()
     raise Interrupted
 
 

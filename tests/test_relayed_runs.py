@@ -268,7 +268,7 @@ async def test_what_was_told_of_those_of_a_lost_body_is_kept_and_none_stays_runn
             await future
         await until_seen(**{f"stuck_{end}": 2})
         assert await seen() == {f"stuck {end}": 2, "add Completed": 1, f"end_badly {future.state.name}": 1}
-        assert not runtime.runs
+        await until(lambda: not runtime.runs)
         lost = (await runs_here(task_name="stuck"))[0]
         assert [state.name for state in lost.states] == ["Pending", "Running", end]
         assert lost.end_time is not None
