@@ -36,8 +36,8 @@ BANS = (
     Ban(r"datetime\.(datetime|date)\.(now|utcnow|today)", "clocks", "ask the clock that was handed in"),
     Ban(
         r"(time|asyncio|trio|anyio)\.sleep",
-        "bodies cli clocks loops stores waiting",
-        "only waiting.py, stores and commands sleep",
+        "bodies cli clocks loops measuring stores waiting",
+        "only waiting.py, stores, measurements and commands sleep",
     ),
     Ban(r"random\.[a-z]\w*|secrets\.\w+|os\.urandom", "clocks", "use the random numbers that were handed in"),
     Ban(r"os\.fork(pty)?", "", "a fork copies locks that nobody in it will ever release"),
@@ -45,7 +45,7 @@ BANS = (
     Ban(r"(.*\.)?ProcessPoolExecutor", "", "one killed child fails all of it"),
     Ban(
         r"signal\.signal|(.*\.)?add_signal_handler",
-        "cli process_worker",
+        "cli measuring/child process_worker",
         "signals belong to the program; only commands take them",
     ),
     Ban(r"pickle\.loads?", "serializers", "what was pickled is checked before it is loaded"),
