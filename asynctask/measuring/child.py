@@ -180,17 +180,18 @@ async def _under_load(
 
 
 async def _overhead(cell: Cell) -> float:
-    """Seconds that the load itself takes for each call, by calls that do nothing."""
-    if isinstance(cell.load, Closed):
-        window = Window(EMPTY_SECONDS / 5, EMPTY_SECONDS, 1.0)
-        empty = CountedWork("nothing", nothing, window)
-        await ClosedLoop(lambda: empty, window, 1).run()
-        return window.seconds / max(1, empty.succeeded)
-    window = Window(0.0, 3600.0, 0.0)
+    """Processor time that the load itself takes for each call, by calls that do nothing."""
+    is_closed = isinstance(cell.load, Closed)
+    window = Window(0.0, EMPTY_SECONDS if is_closed else 3600.0, 1.0)
     empty = CountedWork("nothing", nothing, window)
+    load: ClosedLoop | OpenLoop
+    if is_closed:
+        load = ClosedLoop(lambda: empty, window, 1)
+    else:
+        load = OpenLoop(lambda: empty, window, iter([0] * EMPTY_CALLS), most_in_flight=EMPTY_CALLS)
     began = time.thread_time()
-    await OpenLoop(lambda: empty, window, iter([0] * EMPTY_CALLS), most_in_flight=EMPTY_CALLS).run()
-    return (time.thread_time() - began) / EMPTY_CALLS
+    await load.run()
+    return (time.thread_time() - began) / max(1, empty.latency.count)
 
 
 def _teller(window: Window, works: list[CountedWork], tell: Callable[[Answer], None]) -> Callable[[int], None]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from . import tables
 from .comparing import Change
 from .plans import Closed
-from .plots import Line, Point, distribution, plot
+from .plots import COLOURS, Line, Point, distribution, plot
 from .reports import CellReport, Report
 
 SHARES = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999)
@@ -138,7 +138,7 @@ def _curve(one: CellReport, colour: int) -> Line:
     points = [
         Point(1 / (1 - share), max(value, 1.0) / 1e9, 0.0, 0.0, "") for share, value in zip(known, values, strict=True)
     ]
-    return Line(str(one.cell), points, colour, has_dots=False)
+    return Line(str(one.cell), points, colour, is_dashed=colour >= COLOURS, has_dots=False)
 
 
 def _between() -> list[float]:

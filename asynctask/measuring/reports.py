@@ -4,8 +4,7 @@
    there is none of a single round.
 2. A cell is noisy if the spread of its throughput or of its median latency is over 10 %: then its figures are no
    verdict. In an open loop the rate sets the throughput, so only the latency counts.
-3. It is told as well if the event loop was ready to run, and another process had its processor, for over 5 % of the
-   time.
+3. A cell is starved if for over 5 % of the time the event loop was ready to run, and others had all processors.
 4. The longest call is that of all rounds. What a call that did not end would have taken, nobody knows: it counts with
    what it had taken by then, so with such calls the higher quantiles are lower bounds.
 """
@@ -57,6 +56,8 @@ class CellReport(msgspec.Struct, kw_only=True):
     figures: dict[str, Figure]
     #: Whether the rounds differ too much for a verdict; None for a single round.
     is_noisy: bool | None
+    #: Whether its processor was often taken by others (rule 3).
+    is_starved: bool
     notes: list[str] = []
 
     @property
@@ -128,7 +129,10 @@ def cell_report(cell: Cell, rounds: Sequence[Round]) -> CellReport:
     spreads = [figures[name].spread for name in decisive]
     told = [spread for spread in spreads if spread is not None]
     is_noisy = max(told) > NOISY if told else None
-    return CellReport(cell=cell, rounds=list(rounds), figures=figures, is_noisy=is_noisy, notes=_notes(rounds, figures))
+    is_starved = figures["without_processor"].median > STARVED
+    return CellReport(
+        cell=cell, rounds=list(rounds), figures=figures, is_noisy=is_noisy, is_starved=is_starved, notes=_notes(rounds)
+    )
 
 
 def _figures_of(one: Round) -> dict[str, float]:
@@ -159,7 +163,7 @@ def _figure(values: list[float]) -> Figure:
     return Figure(median, (third - first) / median if median else float(third > first), values)
 
 
-def _notes(rounds: Sequence[Round], figures: dict[str, Figure]) -> list[str]:
+def _notes(rounds: Sequence[Round]) -> list[str]:
     notes: list[str] = []
     held_back = sum(one.held_back for one in rounds)
     not_started = sum(one.not_started for one in rounds)
@@ -167,15 +171,10 @@ def _notes(rounds: Sequence[Round], figures: dict[str, Figure]) -> list[str]:
     calls = sum(one.calls for one in rounds)
     if not calls:
         notes.append("no call was over: give it a longer --duration")
-    starved = figures["without_processor"].median
-    if starved > STARVED:
-        notes.append(f"the machine was busy: for {starved:.0%} of the time this had no processor, though it wanted one")
     if held_back:
         notes.append(f"{held_back:,} of {calls:,} calls waited because too many were in flight; their latency has that")
     if not_started:
         notes.append(f"the rate was not reached: {not_started:,} calls were never started; quantiles are lower bounds")
     if unfinished > 0:
-        notes.append(
-            f"{unfinished:,} of {calls:,} calls had not ended when they were given up; latency has them as far"
-        )
+        notes.append(f"{unfinished:,} of {calls:,} calls were given up before their end; quantiles are lower bounds")
     return notes

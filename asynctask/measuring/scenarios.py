@@ -9,8 +9,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import anyio
@@ -116,8 +117,12 @@ class Scenario:
     @asynccontextmanager
     async def prepared(self) -> AsyncGenerator[tuple[Any, ...], None]:
         """The setup, and at the end the teardown; gives the arguments that every work has before its own."""
-        steps = _steps(self.setup)
-        value = None if steps is None else await anext(steps)
+        steps: Any = None
+        value: Any = None
+        if self.setup is not None:
+            is_async, is_generator = colour_of(self.setup)
+            steps = self.setup() if is_generator else None
+            value = await _done(_next_of(steps, is_async) if is_generator else self.setup)
         given = () if value is None else (value,)
         try:
             yield given
@@ -125,7 +130,8 @@ class Scenario:
             if self.teardown is not None:
                 with anyio.CancelScope(shield=True):  # also when the measurement is broken off
                     await _done(self.teardown, *given)
-            elif steps is not None and await anext(steps, DONE) is not DONE:
+            elif steps is not None and await _done(_next_of(steps, hasattr(steps, "__anext__"), DONE)) is not DONE:
+                await _done(getattr(steps, "aclose", None) or steps.close)
                 raise OptionError(f"scenario {self.name!r}: setup yields twice; it may yield once")
 
 
@@ -139,21 +145,6 @@ async def _done(function: Callable[..., Any], *args: Any) -> Any:
     return await value if inspect.isawaitable(value) else value
 
 
-def _steps(setup: Callable[..., Any] | None) -> AsyncIterator[Any] | None:
-    """The setup as what gives its value, and then does what is left of it."""
-    if setup is None:
-        return None
-    is_async, is_generator = colour_of(setup)
-    if is_async and is_generator:
-        found: AsyncIterator[Any] = setup()
-        return found
-    return _generated(setup) if is_generator else _called(setup)
-
-
-async def _called(setup: Callable[..., Any]) -> AsyncGenerator[Any, None]:
-    yield await _done(setup)
-
-
-async def _generated(setup: Callable[..., Any]) -> AsyncGenerator[Any, None]:
-    for value in setup():
-        yield value
+def _next_of(steps: Any, is_async: bool, *default: Any) -> Callable[[], Any]:
+    """What goes on with a setup that is a generator."""
+    return partial(anext if is_async else next, steps, *default)

@@ -35,7 +35,7 @@ def speed(report: Report) -> Table:
             *(seconds(one.figures[name].median) for name in ("p50", "p90", "p99", "p999")),
             seconds(max(one.figures["max"].rounds)),
             errors(one),
-            "" if one.is_noisy is False else "noisy" if one.is_noisy else "one round",
+            verdict(one),
         ]
         for one in report.cells
     ]
@@ -44,14 +44,15 @@ def speed(report: Report) -> Table:
 
 def costs(report: Report) -> Table:
     """What it took: processor, memory, the event loop's lag; and what the runs of tasks did."""
-    columns = ["LOOP", "RUNNER", "LOAD", "CPU", "MEMORY", "LOOP LAG P99", "OVERHEAD"]
-    columns += ["RUNS", "RETRIES", "CACHED", "IN LINE FOR LIMITS", "RUNNING"]
+    columns = ["LOOP", "RUNNER", "LOAD", "CPU", "NO CPU", "MEMORY", "LOOP LAG P99", "OVERHEAD"]
+    columns += ["RUNS", "RETRIES", "CACHED", "IN LINE", "RUNNING"]
     rows = [
         [
             one.cell.loop,
             one.cell.runner,
             str(one.cell.load),
             f"{one.figures['cpu'].median:.2f}",
+            f"{one.figures['without_processor'].median:.0%}",
             size(one.figures["memory_peak"].median),
             seconds(one.figures["lag_p99"].median),
             seconds(one.figures["overhead"].median),
@@ -124,6 +125,11 @@ def remarks(report: Report) -> Lines:
             "noisy: the quartiles of the rounds are over 10 % of their median apart, in throughput or p50. These lines "
             "are no verdict: measure longer, more often (--repeats), or on a machine that does nothing else"
         )
+    if any(one.is_starved for one in report.cells):
+        lines.append(
+            "busy: for over 5 % of the time the event loop wanted a processor, and other processes (the workers of a "
+            "runner, or somebody else's) had them all"
+        )
     if not report.is_whole:
         lines.append("the measurement was broken off: not every line has all its rounds")
     return lines
@@ -163,6 +169,12 @@ def aligned(table: Table) -> Lines:
 def decisive(one: CellReport) -> Figure:
     """What says how far the rounds are apart: throughput; in an open loop, where the rate sets that, the median."""
     return one.figures["throughput" if isinstance(one.cell.load, Closed) else "p50"]
+
+
+def verdict(one: CellReport) -> str:
+    """Why the line is none, if it is not."""
+    words = ["one round"] if one.is_noisy is None else ["noisy"] * one.is_noisy
+    return ", ".join([*words, *["busy"] * one.is_starved])
 
 
 def errors(one: CellReport) -> str:

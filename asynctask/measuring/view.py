@@ -58,6 +58,7 @@ class Screen:
         self._done = 0
         self._drawn = 0.0
         self._began = time.monotonic()
+        self._each = plan.warmup + plan.duration + START_SECONDS
         self._live: Any = Live(console=console, auto_refresh=False, transient=True)
 
     def __enter__(self) -> Self:
@@ -82,6 +83,7 @@ class Screen:
         self._rounds[cell].append(found)
         self._now = None
         self._done += 1
+        self._each = (time.monotonic() - self._began) / self._done
         self._draw()
 
     def tick(self) -> None:
@@ -125,8 +127,7 @@ class Screen:
     def _headline(self) -> str:
         rounds = len(self._cells) * self._plan.repeats
         elapsed = time.monotonic() - self._began
-        each = elapsed / self._done if self._done else self._plan.warmup + self._plan.duration + START_SECONDS
-        left = max(0.0, rounds * each - elapsed)
+        left = max(0.0, rounds * self._each - elapsed)
         return f"{self._done} of {rounds} rounds, {elapsed:.0f} s, about {left:.0f} s left"
 
     def _row(self, cell: Cell) -> tuple[list[str], str, str]:
