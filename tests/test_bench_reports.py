@@ -322,7 +322,17 @@ def test_the_page_is_whole_loads_nothing_and_has_the_numbers_and_the_plots():
     assert "url(" not in source
     assert "@import" not in source
     assert found.tags.count("svg") == 4, "throughput, latency by concurrency and by rate, its distribution"
-    for told in ("1,000", "500", "1 ms", "2 ms", "300 (10.0%)", "module:work", "within the noise", "300 x OSError", "8.0 GB"):
+    for told in (
+        "1,000",
+        "500",
+        "1 ms",
+        "2 ms",
+        "300 (10.0%)",
+        "module:work",
+        "within the noise",
+        "300 x OSError",
+        "8.0 GB",
+    ):
         assert any(told in text for text in found.text), told
     assert any("asyncio, loop, 8 clients: 2 ms" in text for text in found.text), "what a point is, when pointed at"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from ..measuring.reports import Report, read_report
 from ..measuring.rounds import Measurement
 from ..measuring.view import Lines, Screen
 from ..redact import shown_as
+from .run import failed
 from .show import note, out, screen, table
 from .targets import bench_target
 
@@ -73,11 +75,15 @@ def bench(
         fail_over: With --compare: exit code 1 if a figure is worse by more than this, such as 10%.
         store: The URL of the store of the processes that measure.
     """
-    allowed = None if fail_over is None else _share(fail_over)
-    if allowed is not None and compare is None:
-        raise UsageError("--fail-over needs something to compare with: add --compare before.json")
-    before = None if compare is None else _before(compare)
-    scenario = bench_target(target, arg or [])
+    allowed, before = _asked(compare, fail_over)
+    _check_folders(json, html)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # what the module prints as it is loaded is not the report
+            scenario = bench_target(target, arg or [])
+    except UsageError:
+        raise
+    except Exception as error:  # deliberate: the user's module raised as it was loaded
+        return failed(error)
     plan = Plan(
         duration=duration,
         warmup=warmup,
@@ -97,15 +103,16 @@ def bench(
     if not report.cells:
         return code
     changes = [] if before is None else differ(before, report)
-    _tell(report, before, changes, to_text=json != "-")
+    if json != "-":  # a document goes there alone
+        _tell(report, before, changes)
     if json is not None:
         _write(json, report.to_json().decode())
     if html is not None:
         _write(html, page(report, changes))
-    if allowed is not None and any(one.is_worse_by(allowed) for one in changes):
+    is_worse = allowed is not None and any(one.is_worse_by(allowed) for one in changes)
+    if is_worse:
         note(f"asynctask: something is worse by more than {fail_over}, beyond the noise")
-        code = code or 1
-    return code
+    return code or int(is_worse)
 
 
 def _run(measurement: Measurement) -> int:
@@ -124,10 +131,8 @@ def _run(measurement: Measurement) -> int:
     return 0
 
 
-def _tell(report: Report, before: Report | None, changes: list[Change], *, to_text: bool) -> None:
-    """The report, for people: on standard output, unless a document goes there."""
-    if not to_text:
-        return
+def _tell(report: Report, before: Report | None, changes: list[Change]) -> None:
+    """The report, for people."""
     out(tables.heading(report))
     out(tables.setting(report))
     for one in (tables.speed(report), tables.works(report), tables.costs(report)):
@@ -140,15 +145,12 @@ def _tell(report: Report, before: Report | None, changes: list[Change], *, to_te
         return
     out()
     if changes:
-        table(*_columns(tables.changes(changes)))
+        found = tables.changes(changes)
+        table(found.columns, found.rows)
     else:
         out("nothing to compare: the reports have no line in common")
     for line in differences(before, report):
         out(line)
-
-
-def _columns(found: tables.Table) -> tuple[list[str], list[list[str]]]:
-    return found.columns, found.rows
 
 
 def _write(path: str, text: str) -> None:
@@ -159,11 +161,22 @@ def _write(path: str, text: str) -> None:
     note(f"written: {path}")
 
 
-def _before(path: str) -> Report:
+def _asked(compare: str | None, fail_over: str | None) -> tuple[float | None, Report | None]:
+    """What may be worse, and the report to compare with."""
+    allowed = None if fail_over is None else _share(fail_over)
+    if allowed is not None and compare is None:
+        raise UsageError("--fail-over needs something to compare with: add --compare before.json")
     try:
-        return read_report(path)
+        return allowed, None if compare is None else read_report(compare)
     except BenchmarkError as error:  # nothing was measured yet: what was asked for is wrong
         raise UsageError(f"--compare: {error}") from error
+
+
+def _check_folders(*paths: str | None) -> None:
+    """Raise `UsageError` for a file that could not be written after minutes of measuring."""
+    for path in paths:
+        if path is not None and not Path(path).absolute().parent.is_dir():
+            raise UsageError(f"{path!r} cannot be written: there is no folder {str(Path(path).parent)!r}")
 
 
 def _share(text: str) -> float:

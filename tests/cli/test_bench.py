@@ -90,6 +90,17 @@ def test_scenarios_functions_and_flows_are_targets_as_well(here, works, words, n
     assert all(work["errors"] == {} and work["succeeded"] > 0 for work in round["works"])
 
 
+def test_a_module_that_raises_as_it_is_loaded_is_shown_and_what_it_prints_is_no_part_of_the_document(here, folder):
+    (folder / "loud.py").write_text("print('loaded')\nimport anyio\nasync def work(): await anyio.sleep(0.001)\n")
+    code, out, err = here("bench", "loud.py:work", *BRIEF, "--json", "-")
+    assert (code, json.loads(out)["target"]) == (0, "loud.py:work"), err
+    (folder / "broken.py").write_text("def work(): pass\n1 / 0\n")
+    code, out, err = here("bench", "broken.py:work")
+    assert (code, out) == (1, "")
+    assert "broken.py" in err
+    assert err.endswith("ZeroDivisionError: division by zero\n")
+
+
 def test_what_fails_is_in_the_table_and_the_exit_code_is_that_of_the_measurement(here, works):
     code, out, _ = here("bench", "works.py:breaks", *BRIEF)
     assert code == 0
@@ -116,6 +127,7 @@ def test_what_fails_is_in_the_table_and_the_exit_code_is_that_of_the_measurement
         (["works.py:nap", "--fail-over", "10%"], "--fail-over needs something to compare with"),
         (["works.py:nap", "--compare", "x.json", "--fail-over", "much"], "--fail-over must be a share such as 10%"),
         (["works.py:nap", "--compare", "none.json"], "the report 'none.json' cannot be read"),
+        (["works.py:nap", "--json", "none/out.json"], "'none/out.json' cannot be written: there is no folder 'none'"),
         (["works.py:nap", "--arrivals", "bursts"], "bursts"),
         ([], "TARGET"),
     ],
