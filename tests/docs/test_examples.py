@@ -171,6 +171,17 @@ def server() -> Iterator[Server]:
         started.end()
 
 
+def test_measure_has_a_line_for_each_runner_and_shows_what_a_stall_does_to_whom() -> None:
+    done = run("-c", WITHOUT, EXAMPLES / "measure.py", "0.2")
+    lines = [line.split() for line in done.stdout.splitlines() if line.startswith("asyncio")]
+    assert [line[1] for line in lines] == ["loop", "threads", "processes"] * 2
+    in_turn, at_a_rate = map(float, re.findall(r"(\d+\.\d)% of the calls took over 50 ms", done.stdout))
+    assert 0 < in_turn < at_a_rate
+    plots = re.search(r"with plots: (.*)", done.stdout)
+    assert plots
+    assert "</svg>" in Path(plots[1]).read_text()
+
+
 def test_the_web_app_awaits_tasks_in_handlers_and_knows_its_runs(server: Server) -> None:
     assert server.ask("/square/12") == {"square": 144}
     submitted = server.ask("/reports?seconds=0.1&title=weekly", "POST")

@@ -36,8 +36,8 @@ BANS = (
     Ban(r"datetime\.(datetime|date)\.(now|utcnow|today)", "clocks", "ask the clock that was handed in"),
     Ban(
         r"(time|asyncio|trio|anyio)\.sleep",
-        "bodies cli clocks loops runner_contract stores waiting witnesses",
-        "only waiting.py, stores, commands and what ships for tests sleep",
+        "bodies cli clocks loops measuring runner_contract stores waiting witnesses",
+        "only waiting.py, stores, measurements, commands and what ships for tests sleep",
     ),
     Ban(r"random\.[a-z]\w*|secrets\.\w+|os\.urandom", "clocks", "use the random numbers that were handed in"),
     # (the fork server has one thread, and counts before it forks)
@@ -46,7 +46,7 @@ BANS = (
     Ban(r"(.*\.)?ProcessPoolExecutor", "", "one killed child fails all of it"),
     Ban(
         r"signal\.signal|(.*\.)?add_signal_handler",
-        "cli fork_server",
+        "cli fork_server measuring/child",
         "signals belong to the program; only commands take them",
     ),
     Ban(r"pickle\.loads?", "serializers", "what was pickled is checked before it is loaded"),
