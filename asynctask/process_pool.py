@@ -331,7 +331,7 @@ class ProcessPool:
         taken: list[CallFuture] = []
         with self._changed:
             while True:
-                while self._calls and (not taken or (len(taken) < room and self._goes_with(taken))):
+                while self._is_next_ready() and (not taken or (len(taken) < room and self._goes_with(taken))):
                     future = self._calls.popleft()
                     if not future.is_stopped:
                         taken.append(future)
@@ -346,6 +346,10 @@ class ProcessPool:
                     break
             self._threads.discard(threading.current_thread())
             return taken
+
+    def _is_next_ready(self) -> bool:
+        """Whether a call is in the line that need not wait for others which are to go with it."""
+        return bool(self._calls) and not (self._is_due and self._calls[0].batch is not None)
 
     def _goes_with(self, taken: list[CallFuture]) -> bool:
         """Whether the next call is to be sent together with those before it."""
