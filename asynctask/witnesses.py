@@ -146,6 +146,14 @@ def give(value: Any) -> Any:
 
 
 @task
+def dawdle(number: int) -> int:
+    """Takes long, now and then."""
+    if number % 40 == 20:
+        time.sleep(0.03)
+    return number
+
+
+@task
 def join(first: str, *others: str, end: str = "", **named: str) -> str:
     return " ".join([first, *others, *(f"{name}={value}" for name, value in named.items())]) + end
 
