@@ -163,7 +163,8 @@ class TaskRunnerContract:
     @kept
     async def test_every_one_of_many_runs_ends_with_its_own_result(self, folder: Path) -> None:
         async with self.runtime() as runtime:
-            for body in (give, witnesses.dawdle, give, witnesses.dawdle, give):  # short ones may be called together, until one is long
+            # Short ones may be called together, until one is long.
+            for body in (give, witnesses.dawdle, give, witnesses.dawdle, give):
                 expect(await body.map(range(200)), list(range(200)), "the results of 200 runs")
             expect(runtime.runs, [], "the runs that are under way when all have ended")
 
