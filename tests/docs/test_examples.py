@@ -232,3 +232,12 @@ def test_processes_counts_the_same_on_threads_and_on_processes() -> None:
     (processes,) = re.findall(r"processes +│ ([\d,]+) +│ \d+ ", done.stdout)
     assert threads == processes
     assert re.search(r"processes are \d+\.\d times as fast", done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("words", "runner"), [(["processes"], "ProcessPoolTaskRunner"), ([], "DaskTaskRunner")], ids=["processes", "dask"]
+)
+def test_cluster_does_the_same_wherever_its_one_line_says(words: list[str], runner: str) -> None:
+    done = run(EXAMPLES / "cluster.py", *words)
+    assert re.search(r"60 files, [\d.]+ MB, compressed to \d+%", done.stdout)
+    assert f"on {runner}, in" in done.stdout
