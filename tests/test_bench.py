@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import pytest
 
-from asynctask import flow, get_client, task
+from asynctask import bench, flow, get_client, task
 from asynctask.bench import Cell, Closed, Open, Quiet, Report, Scenario, Work, measure
 from asynctask.cache_policies import INPUTS
 from asynctask.errors import BenchmarkError, OptionError
@@ -580,6 +580,26 @@ def test_async_works_have_no_line_for_threads_and_a_note_instead():
     assert report.notes == ["call is async: its body runs on the event loop, not on threads"]
     with pytest.raises(BenchmarkError, match="call is async: its bodies run on the event loop"):
         measure(call, concurrency=[1], runner=["threads"], **BRIEF)
+
+
+def test_what_is_exported_is_there_and_documented():
+    for name in bench.__all__:
+        value = getattr(bench, name)
+        assert value.__doc__, name
+        assert not value.__doc__.startswith(f"{name}("), name
+
+
+def test_a_rate_that_cannot_be_had_is_told():
+    """Each call holds up the loop for 20 ms, and a hundred a second are to begin."""
+
+    def slow() -> None:
+        import time
+
+        time.sleep(0.02)
+
+    [line] = measure(slow, rate=[100], arrivals="constant", **{**BRIEF, "duration": 0.5}).cells
+    assert line.notes[0].startswith("the rate was not reached: of 50 calls that were to begin, ")
+    assert line.rounds[0].latency.greatest > 0.4e9, "the last one waited for those before"
 
 
 def failing(report: Callable[[], Report]) -> str:

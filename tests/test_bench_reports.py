@@ -114,7 +114,8 @@ def test_what_makes_figures_lower_bounds_is_told():
     [closed] = report_of((HUNDRED, [round_of(50, 0.001, held_back=7, not_started=3)] * 2)).cells
     assert closed.notes == [
         "14 of 2,000 calls waited because too many were in flight; their latency has that",
-        "the rate was not reached: 6 calls were never started; quantiles are lower bounds",
+        "the rate was not reached: of 2,000 calls that were to begin, 100 were over in time",
+        "6 calls were never started; quantiles are lower bounds",
     ]
 
 

@@ -13,9 +13,11 @@ import inspect
 import itertools
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, cast
+
+import anyio
 
 from ..definitions import Definition, TaskDefinition
 from ..options import TaskRunner
@@ -26,6 +28,8 @@ from .scenarios import Scenario, Work
 
 #: How long each worker is held while the others start.
 START_SECONDS = 0.05
+#: How long first calls in worker processes may take.
+FIRST_SECONDS = 5.0
 
 #: What gives one call to be awaited.
 Call = Callable[[], Awaitable[Any]]
@@ -115,6 +119,23 @@ async def start_workers(runner: TaskRunner | None, workers: int | None) -> None:
     if isinstance(runner, ProcessPoolTaskRunner):
         sleep = make_task(time.sleep, {"name": "start", "retries": 0, "task_runner": runner})
         await sleep.map([START_SECONDS] * (workers or os.cpu_count() or 1))
+
+
+async def call_first(calls: Iterable[Call], runner: TaskRunner | None, workers: int | None) -> None:
+    """Call each work in each worker process, which only then imports what it needs; for a while, and whatever comes."""
+    if isinstance(runner, ProcessPoolTaskRunner):
+        with anyio.move_on_after(FIRST_SECONDS):
+            async with anyio.create_task_group() as group:
+                for call in calls:
+                    for _ in range(workers or os.cpu_count() or 1):
+                        group.start_soon(_ignoring, call)
+
+
+async def _ignoring(call: Call) -> None:
+    try:
+        await call()
+    except Exception:  # deliberate: those that count come later
+        pass
 
 
 async def nothing() -> None:

@@ -28,7 +28,7 @@ from ..loops import here
 from ..pickles import loads
 from ..scopes import Runtime
 from ..settings import Settings, settings
-from .calls import call_of, nothing, runner_of, start_workers
+from .calls import call_first, call_of, nothing, runner_of, start_workers
 from .figures import Progress, Round
 from .gauges import Gauge
 from .histogram import Histogram, merged
@@ -153,6 +153,8 @@ async def _under_load(
     cell, plan = order.cell, order.plan
     runner = runtime.task_runner if cell.runner != "loop" else None
     calls = [(work.name, call_of(work, given, runner)) for work in scenario.works]
+    if plan.warmup:
+        await call_first([call for _, call in calls], runner, plan.workers)
     window = Window(plan.warmup, plan.duration, plan.grace)
     works = [CountedWork(name, call, window) for name, call in calls]
     pick = picks(works, [work.weight for work in scenario.works], order.seed)

@@ -29,6 +29,8 @@ from .plans import Cell, Closed, Plan
 FORMAT = 1
 #: See rules 2 and 3.
 NOISY, STARVED = 0.1, 0.05
+#: Of an open loop: the share of calls that is over by the end of the time if the rate can be had.
+REACHED = 0.9
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 #: What a figure is of; durations are in seconds, memory in bytes.
 FIGURES = (
@@ -131,7 +133,12 @@ def cell_report(cell: Cell, rounds: Sequence[Round]) -> CellReport:
     is_noisy = max(told) > NOISY if told else None
     is_starved = figures["without_processor"].median > STARVED
     return CellReport(
-        cell=cell, rounds=list(rounds), figures=figures, is_noisy=is_noisy, is_starved=is_starved, notes=_notes(rounds)
+        cell=cell,
+        rounds=list(rounds),
+        figures=figures,
+        is_noisy=is_noisy,
+        is_starved=is_starved,
+        notes=_notes(cell, rounds),
     )
 
 
@@ -163,7 +170,7 @@ def _figure(values: list[float]) -> Figure:
     return Figure(median, (third - first) / median if median else float(third > first), values)
 
 
-def _notes(rounds: Sequence[Round]) -> list[str]:
+def _notes(cell: Cell, rounds: Sequence[Round]) -> list[str]:
     notes: list[str] = []
     held_back = sum(one.held_back for one in rounds)
     not_started = sum(one.not_started for one in rounds)
@@ -173,8 +180,11 @@ def _notes(rounds: Sequence[Round]) -> list[str]:
         notes.append("no call was over: give it a longer --duration")
     if held_back:
         notes.append(f"{held_back:,} of {calls:,} calls waited because too many were in flight; their latency has that")
+    over = sum(one.failed + sum(work.succeeded for work in one.works) for one in rounds)
+    if not isinstance(cell.load, Closed) and over < REACHED * calls:
+        notes.append(f"the rate was not reached: of {calls:,} calls that were to begin, {over:,} were over in time")
     if not_started:
-        notes.append(f"the rate was not reached: {not_started:,} calls were never started; quantiles are lower bounds")
+        notes.append(f"{not_started:,} calls were never started; quantiles are lower bounds")
     if unfinished > 0:
         notes.append(f"{unfinished:,} of {calls:,} calls were given up before their end; quantiles are lower bounds")
     return notes
