@@ -222,6 +222,8 @@ class ProcessPool:
         if message.kind == LOG:
             deliver(futures[0] or sent, unpacked(message, loads))
             return
+        if message.left != len(futures) - 1:  # a run must never be given the result of another
+            raise OSError(f"{message.left} answers are said to follow, of {len(futures)}")
         future = futures.popleft()
         if message.kind == SKIPPED:
             if future is not None:

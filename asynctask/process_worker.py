@@ -92,7 +92,7 @@ class _Worker:
         """Send it home, where nobody need know of it before the bell is rung."""
         if message.buffers or len(message.data) > MUCH:
             self._ring()  # it may not fit into the wire unless somebody reads
-        self._post(message)
+        self._post(message, left)
         self._unheard += 1
         if not left or self._unheard >= MANY or time.monotonic() - self._rung >= SECONDS:
             self._ring()
@@ -102,9 +102,9 @@ class _Worker:
             os.write(self._bell, b"!")
         self._unheard, self._rung = 0, time.monotonic()
 
-    def _post(self, message: Message) -> None:
+    def _post(self, message: Message, left: int = 0) -> None:
         with self._sending:
-            send(self._wire, message)
+            send(self._wire, message, left)
 
     def _send(self, kind: int, values: list[Any]) -> None:
         self._post(packed(kind, values, dumps))
