@@ -1,19 +1,25 @@
 """Bodies on a real Dask cluster of two worker processes; and on clusters that runners start themselves."""
 
 import asyncio
+import gc
+import importlib
 import os
+import pickle
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import dask
 import pytest
-from clusterkit import OnCluster, dask_cluster, die, give, on, pid, stuck
+from clusterkit import OnCluster, dask_cluster, die, give, heavy, on, pid, stuck
+from distributed import Client
 
-from asynctask import DaskTaskRunner, task
+from asynctask import DaskTaskRunner, Runtime, task
 from asynctask.dask_runner import DaskClient
 from asynctask.errors import OptionError, WorkerLostError
+from asynctask.stores.memory import MemoryStore
 from asynctask.testing import TaskRunnerContract
 from testkit import until
 
@@ -96,6 +102,43 @@ async def test_a_cluster_that_tries_lost_calls_again_is_not_let(tmp_path):
     assert counter.read_text() == "x"
 
 
+async def test_large_closures_leave_the_cluster_with_their_task_and_with_the_runtime(address, runner, tmp_path):
+    with Client(address, set_as_default=False) as client:
+
+        def kept(dask_scheduler: Any) -> bool:
+            return len(pickle.dumps(dask_scheduler.task_metadata)) > 100_000
+
+        def are_kept() -> bool:
+            return client.run_on_scheduler(kept)
+
+        async with Runtime(store=MemoryStore(0), task_runner=runner):  # a history keeps tasks alive
+            called = heavy(tmp_path / "readers", 100_000)
+            assert len(await called.map(range(4))) == 4
+            assert are_kept()
+            del called
+            gc.collect()
+            await until(lambda: not are_kept())
+            called = heavy(tmp_path / "readers", 100_000)
+            await called.submit(1)
+            assert are_kept()
+        assert not are_kept()
+
+
+async def test_a_worker_that_has_forgotten_a_large_closure_reads_it_again(address, runner, tmp_path):
+    with Client(address, set_as_default=False) as client:
+
+        def remember(most: int) -> None:
+            client.run(lambda: setattr(importlib.import_module("asynctask.cluster_worker"), "MOST_BYTES", most))
+
+        remember(150_000)
+        async with on(runner):
+            first, second = (heavy(tmp_path / name, 100_000) for name in ("first", "second"))
+            for called in (first, second) * 3:
+                assert {size for size, _, _ in await called.map(range(8))} == {100_000}
+        remember(1 << 28)
+    assert len((tmp_path / "first").read_text().split()) >= 3
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -165,3 +208,35 @@ def test_a_script_has_a_cluster_of_its_own_which_ends_with_it(tmp_path, options)
     )  # fmt: skip
     assert (done.stdout, done.returncode) == ("True\n[1, 2, 3]\n", 0), done.stderr
     assert done.stderr == ""
+
+
+LOSING = """
+import os
+import dask
+from asynctask import DaskTaskRunner, task
+
+@task
+def die() -> None:
+    os.kill(os.getpid(), 9)
+
+@task
+def pid() -> int:
+    return os.getpid()
+
+if __name__ == "__main__":
+    dask.config.set({"distributed.deploy.lost-worker-timeout": "1ms"})
+    runner = DaskTaskRunner(cluster_kwargs={"n_workers": 1, "silence_logs": 50})
+    called = pid.with_options(task_runner=runner)
+    before = called.submit().result()
+    print(die.with_options(task_runner=runner).submit().wait().name)
+    print(called.submit().result() != before)
+"""
+
+
+def test_in_a_cluster_of_ours_a_lost_worker_is_replaced_however_long_that_takes(tmp_path):
+    """Dask's own gives it up after 15 s, here after a millisecond."""
+    (tmp_path / "script.py").write_text(LOSING)
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False
+    )
+    assert (done.stdout, done.returncode) == ("Crashed\nTrue\n", 0), done.stderr

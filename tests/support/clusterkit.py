@@ -2,18 +2,22 @@
 
 import contextlib
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import numpy
 import pytest
 
-from asynctask import Runtime, ThreadPoolTaskRunner, flow, task
+from asynctask import Runtime, ThreadPoolTaskRunner, clusters, dask_runner, flow, ray_runner, task
+from asynctask.errors import WorkerLostError
 from asynctask.stores.memory import MemoryStore
 from asynctask.witnesses import Witness, attend
 
@@ -25,9 +29,12 @@ def on(runner: Any, **options: Any) -> Runtime:
 #: A cluster of somebody else's, in a process of its own: the leak check counts what is in this one.
 CLUSTER = """
 import sys
+import dask
 from distributed import LocalCluster
 
 if __name__ == "__main__":
+    # A worker that tests kill twice in 15 s would not come back.
+    dask.config.set({"distributed.deploy.lost-worker-timeout": "1h"})
     with LocalCluster(
         n_workers=2, threads_per_worker=1, dashboard_address=":0", resources={"GPU": 1},
         scheduler_kwargs={"allowed_failures": int(sys.argv[1])},
@@ -108,6 +115,30 @@ def die(counter: str, survive: int = 99) -> str:
     return "survived"
 
 
+def heavy(path: Path, size: int = 10_000_000) -> Any:
+    """A task that drags a closure of so many bytes along; who reads that, leaves a line with its process."""
+    ballast = os.urandom(size)
+
+    def read(path: str, ballast: bytes) -> bytes:
+        with open(path, "a") as file:
+            file.write(f"{os.getpid()}\n")
+        return ballast
+
+    class Noted:
+        def __reduce__(self) -> Any:
+            return read, (str(path), ballast)
+
+    held = Noted()
+    return task(lambda number: (len(held), number, os.getpid()), name="heavy")  # type: ignore[arg-type]
+
+
+async def until_all_are_new(called: Any, before: set[int]) -> None:
+    """Call it until none of the processes that did it before does it any more: a lost worker may take its time."""
+    with anyio.fail_after(20):
+        while {pid for _, _, pid in await called.map(range(8))} & before:
+            await anyio.sleep(0.01)
+
+
 class OnCluster:
     """What holds beside the contract of task runners."""
 
@@ -118,6 +149,39 @@ class OnCluster:
                 await witness.until(2)
                 witness.let_go()
                 assert [await future for future in futures] == ["let go"] * 2
+
+    async def test_a_large_closure_is_sent_once_and_read_once_by_each_worker(self, runner, tmp_path, monkeypatch):
+        sent, kept = [], []
+
+        def flat(parcel: Any) -> Any:
+            made = clusters.flat(parcel)
+            sent.append(len(pickle.dumps(made)))
+            return made
+
+        def keeping(keep: Any) -> Any:
+            return lambda self, number, function: kept.append(function.size) or keep(self, number, function)
+
+        for module, client in (dask_runner, dask_runner.DaskClient), (ray_runner, ray_runner.RayClient):
+            monkeypatch.setattr(module, "flat", flat)
+            monkeypatch.setattr(client, "keep", keeping(client.keep))
+        async with on(runner):
+            called = heavy(tmp_path / "readers")
+            found = [await one for one in called.map(range(10))] + [await called.submit(number) for number in range(10)]
+        assert [(size, number) for size, number, _ in found] == [(10_000_000, number % 10) for number in range(20)]
+        readers = Counter(map(int, (tmp_path / "readers").read_text().split()))
+        assert readers == dict.fromkeys({pid for _, _, pid in found}, 1)
+        assert len(kept) == 1
+        assert len(sent) == 20
+        assert sum(sent) < 100_000
+
+    async def test_a_worker_in_place_of_a_lost_one_finds_large_closures_as_well(self, runner, tmp_path):
+        async with on(runner):
+            called = heavy(tmp_path / "readers", 100_000)
+            before = {pid for _, _, pid in await called.map(range(8))}
+            for _ in range(2):
+                with pytest.raises(WorkerLostError):
+                    await die.submit(str(tmp_path / "count"))
+            await until_all_are_new(called, before)
 
     async def test_large_bytes_and_arrays_come_back_equal_and_writable(self, runner):
         array = numpy.arange(300_000)
