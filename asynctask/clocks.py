@@ -7,6 +7,7 @@ millisecond and a schedule can be replayed.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import time
 import weakref
@@ -40,7 +41,7 @@ class Ids:
     They sort by creation time. A counter costs 0.1 us where `uuid.uuid4` costs 2.7.
     """
 
-    __slots__ = ("__weakref__", "_base", "_count", "_milliseconds", "_prefix")
+    __slots__ = ("__weakref__", "_base", "_count", "_end", "_prefix")
 
     def __init__(self, source: random.Random) -> None:
         _all_ids.add(self)
@@ -49,8 +50,9 @@ class Ids:
     def _begin(self, first: int, second: int, count: int) -> None:
         self._prefix = (0x7 << 76) | (first << 64) | (0b10 << 62) | (second << 32)
         self._count = itertools.count(count)
-        self._milliseconds = -1
+        #: What the ids of a millisecond have in common, and when it ends.
         self._base = 0
+        self._end = -math.inf
 
     def begin_anew(self) -> None:
         """In a forked child, lest it make the ids that its parent makes: workers begin at one moment."""
@@ -59,12 +61,12 @@ class Ids:
 
     def new(self, seconds: float) -> int:
         """The 128 bits of a new id, for the time `seconds` since the epoch."""
-        milliseconds = int(seconds * 1000)
-        if milliseconds <= self._milliseconds:  # less: the clock was set back, and ids go on from where they were
+        if seconds < self._end:  # also if the clock was set back: ids go on from where they were
             return self._base + next(self._count)
         # Shifting a large number takes longer than all the rest, so what a millisecond has in common is kept.
+        milliseconds = int(seconds * 1000)
         base = (milliseconds << 80) + self._prefix
-        self._base, self._milliseconds = base, milliseconds
+        self._base, self._end = base, (milliseconds + 1) / 1000
         return base + next(self._count)
 
 

@@ -24,7 +24,7 @@ from .lending import lending
 from .logging import route_prints
 from .options import Around, Hook, TransactionHook, check_options
 from .redact import shown
-from .runs import NO_KWARGS, Handle, Run, current_batch, current_run, current_tags
+from .runs import NO_KWARGS, Handle, Run, are_small, current_batch, current_run, current_tags
 from .scopes import Scope, runtime_here
 from .settings import settings
 from .specs import TaskSpec, make_spec, name_of, plain_function, unwrapped
@@ -121,6 +121,7 @@ class Definition(Generic[P]):
             args = self._bound + args
         if kwargs or not spec.least <= len(args) <= spec.most:
             spec.parameters(args, kwargs)  # raises if they do not fit; the common case cost a comparison
+        is_small = not kwargs and (not args or are_small(args))
         tags = current_tags.get()
         tags = spec.options.tags if tags is None else spec.options.tags | tags
         parent = current_run.get()
@@ -134,7 +135,7 @@ class Definition(Generic[P]):
                 spec, number, states, tags, None, None, None, None, args, kwargs or NO_KWARGS,
                 None, journal,
                 # One that is over may have a body on its way out, whose slots may be lent.
-                parent if parent is not None and (parent.slots or parent.guards) else None, None, root,
+                parent if parent is not None and (parent.slots or parent.guards) else None, None, root, is_small,
             )  # fmt: skip
         journal = parent.journal
         now = journal.now()
@@ -142,7 +143,7 @@ class Definition(Generic[P]):
         return Run(
             spec, journal.new_id(now), (State(PENDING, "Pending", now),), tags, parent.number,
             None if flow is None else flow.number, None, None, args, kwargs or NO_KWARGS, None,
-            journal, parent, flow, scope,
+            journal, parent, flow, scope, is_small,
         )  # fmt: skip
 
     def _special_run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Run, bool]:
@@ -312,7 +313,7 @@ class TaskDefinition(Definition[P], Generic[P, R]):
             )
         if not isinstance(source, (Iterable, AsyncIterable)):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise OptionError(f"task {self.name!r}: stream() needs an iterable or async iterable, not {shown(source)}")
-        window = Window(self.submit, source, concurrency, ordered)
+        window = Window(self._new_run, self.submit, source, concurrency, ordered)
         return Stream(window, return_exceptions)
 
 

@@ -56,7 +56,7 @@ async def execute(run: Run, port: Port) -> Any:
             raise Interrupted
         if journal.is_crowded:
             await port.until_room()
-        if run.wait_for or ((run.args or run.kwargs) and not is_plain(run.args, run.kwargs)):
+        if run.wait_for or not (run.is_small or is_plain(run.args, run.kwargs)):
             await inputs_ready(run, port)
             run.note(texts=run.shown_parameters())  # now: the body may change what it is given
         if options.run_name is not None:

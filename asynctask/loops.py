@@ -16,6 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator
 from contextvars import Context, ContextVar
+from functools import partial
 from types import CoroutineType, FrameType, coroutine
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -70,6 +71,14 @@ class EventLoop(Protocol):
         ...
 
     def cancel(self, handle: Any) -> None: ...
+
+    def for_begun(self) -> EventLoop:
+        """This loop, for work that is begun in a child that is there already."""
+        ...
+
+    def askers(self, handle: Any) -> tuple[Callable[[], object], Callable[[], object]]:
+        """What tell, on the loop, whether somebody has asked this child to stop: as it has not suspended, or has."""
+        ...
 
     def waker(self) -> Waker: ...
 
@@ -167,8 +176,21 @@ class AsyncioLoop:
         else:
             self.call_soon(handle.cancel)
 
+    def for_begun(self) -> AsyncioLoop:
+        return _AsyncioLoopForBegun(self._loop)
+
+    def askers(self, handle: Any) -> tuple[Callable[[], object], Callable[[], object]]:
+        # Also by a cancellation that its sender took back (`uncancel`) when nothing was awaited any more, as that of a
+        # timeout at the last moment: until 3.13 it is thrown at the next suspension all the same.
+        return handle.cancelling, lambda: handle._must_cancel or handle.cancelling()
+
     def waker(self) -> _AsyncioWaker:
         return _AsyncioWaker(self)
+
+
+class _AsyncioLoopForBegun(AsyncioLoop):
+    __slots__ = ()
+    begins_early = False
 
 
 class _TrioWaker:
@@ -232,6 +254,13 @@ class TrioLoop:
             handle.cancel()
         else:
             self.call_soon(handle.cancel)
+
+    def for_begun(self) -> TrioLoop:
+        return self
+
+    def askers(self, handle: trio.CancelScope) -> tuple[Callable[[], object], Callable[[], object]]:
+        was_asked = partial(getattr, handle, "cancel_called")
+        return was_asked, was_asked
 
     def waker(self) -> _TrioWaker:
         return _TrioWaker(self)

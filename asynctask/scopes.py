@@ -33,6 +33,7 @@ from .endings import ask_to_stop, ending_hooks
 from .engine import execute
 from .errors import RuntimeClosedError, RuntimeInUseError
 from .futures import TaskFuture
+from .hands import Hand
 from .limits import Limits
 from .loop_threads import LoopThread, LoopThreads
 from .loops import EventLoop, Work, current_loop
@@ -59,8 +60,8 @@ LAST_SECONDS = 5.0
 class Scope:
     """Owns the runs submitted in it; the group that a closing flow or runtime waits for."""
 
-    __slots__ = ("_blocked", "_borrowed", "_cancel_reason", "_home", "_outer", "_wakes", "children", "is_closed",
-                 "journal", "runtime")  # fmt: skip
+    __slots__ = ("_blocked", "_borrowed", "_cancel_reason", "_home", "_outer", "children", "is_closed", "journal",
+                 "runtime", "wakes")  # fmt: skip
 
     def __init__(
         self,
@@ -79,32 +80,25 @@ class Scope:
         self._home = home
         self._blocked = blocked
         self._borrowed: LoopThread | None = None
-        self._wakes: list[Callable[[], None]] = []
+        #: Who waits until there are no more children; runs, as they are settled, call them.
+        self.wakes: list[Callable[[], None]] = []
         self._cancel_reason: str | None = None
 
     def submit(self, run: Run) -> TaskFuture[Any]:
         """Start `run` beside its caller. Raises `RuntimeClosedError` when nothing may be started here any more."""
-        runtime = self.runtime
-        if self.is_closed or (runtime.is_closing and (runtime.is_closed or current_run.get() is None)):
-            raise RuntimeClosedError(
-                f"task {run.spec.name!r} cannot be submitted: runtime {runtime.name!r} is closed; "
-                f"submit inside `async with Runtime()`"
-            )
+        if self.is_closed or self.runtime.is_closing:
+            self.refuse_if_closed(run, current_run.get())
         here = current_loop()
         if here is None and not is_uninterrupted():  # its body may be interrupted, but not between entry and start
             with uninterrupted():
                 return self.submit(run)
-        home = here if here is not None and self._outer is None else self._find_home(here)
+        home = here if here is not None and self._outer is None else self.home_of(here)
         run.is_submitted = True
         run.home = home
-        run.cancel_reason = self._cancel_reason  # of a body on its way out of a flow that was cancelled, say
         if run.spec.is_generator:
             run.yielded = Yielded()
-        self.children[run.number] = self.journal.live[run.number] = run
-        around = current_transaction.get()
-        if around is not None:
-            around.started(run)
-        port = runtime.loop_port
+        self.enlist(run, current_transaction.get())
+        port = self.runtime.loop_port
         work: Work = execute(run, port)  # type: ignore[assignment]
         if home.begins_early:
             work.send(None)
@@ -116,26 +110,35 @@ class Scope:
             _refuse(run, work, port)
         return TaskFuture(run)
 
+    def enlist(self, run: Run, around: Any) -> None:
+        """Own `run`, which was made inside the transaction `around`, if any."""
+        if self._cancel_reason is not None:
+            run.cancel_reason = self._cancel_reason  # of a body on its way out of a flow that was cancelled, say
+        self.children[run.number] = self.journal.live[run.number] = run
+        if around is not None:
+            around.started(run)
+
+    def refuse_if_closed(self, run: Run, caller: Run | None) -> None:
+        runtime = self.runtime
+        if self.is_closed or runtime.is_closed or caller is None:
+            raise RuntimeClosedError(
+                f"task {run.spec.name!r} cannot be submitted: runtime {runtime.name!r} is closed; "
+                f"submit inside `async with Runtime()`"
+            )
+
     def is_empty(self) -> bool:
         return not self.children
 
     def when_empty(self, wake: Callable[[], None]) -> None:
-        self._wakes.append(wake)
+        self.wakes.append(wake)
         if not self.children:  # it may have become empty between the caller's look and the line above
-            wake_all(self._wakes)
+            wake_all(self.wakes)
 
     def cancel(self, reason: str) -> None:
         """Ask every run in this scope to stop, those that are yet to come included."""
         self._cancel_reason = reason
         for run in list(self.children.values()):
             ask_to_stop(run, reason)
-
-    def forget(self, run: Run) -> None:
-        """`run` is settled, in the last step of its child task."""
-        children = self.children
-        children.pop(run.number, None)
-        if self._wakes and not children:
-            wake_all(self._wakes)
 
     def close(self) -> None:
         """Nothing more may start here; give back what was borrowed."""
@@ -144,7 +147,7 @@ class Scope:
             self.runtime.loop_threads.give(self._borrowed)
             self._borrowed = None
 
-    def _find_home(self, here: EventLoop | None) -> EventLoop:
+    def home_of(self, here: EventLoop | None) -> EventLoop:
         """The loop for a run submitted here (rule 2), where `here` is the one that runs in this thread."""
         if self._home is not None:
             return here if here is not None and self._home.is_here() else self._home
@@ -162,7 +165,7 @@ class Scope:
         """The loop on which a sync flow inside this scope would have its runs, if it does not block that very loop."""
         if self._home is not None:
             return self._home
-        return self.runtime.own_loop(blocked) if self._outer is None else self._find_home(None)
+        return self.runtime.own_loop(blocked) if self._outer is None else self.home_of(None)
 
 
 def _start(run: Run, work: Work, context: contextvars.Context, port: Port) -> None:
@@ -338,7 +341,10 @@ class Runtime:
             logger.error("Run %r of runtime %r is given up: %s", run.name, self.name, why)
             if not run.is_final:
                 run.enter(CRASHED, "Crashed", why)
+            child = run.child
             run.settle()
+            if isinstance(child, Hand):
+                child.give_up()
 
     def lifespan(self, app: Any) -> Any:
         """For `Starlette(lifespan=rt.lifespan)`, FastAPI and Litestar: entered with the application, drained with it.

@@ -21,14 +21,20 @@ import anyio
 from . import loops
 from .blocking import refuse_to_hang
 from .bodies import block_on
+from .endings import stop
 from .errors import CancelledRun, OptionError
 from .futures import TaskFuture, outcome
+from .hands import Hands
 from .lending import lending
-from .runs import Run
+from .patterns import Pattern
+from .runs import NO_KWARGS, Run, wake_all
+from .states import COMPLETED
 
 logger = logging.getLogger("asynctask")
 
 R = TypeVar("R")
+
+LEFT = "its stream was left"
 
 
 class Stream(AsyncIterator[R], Iterator[R]):
@@ -39,24 +45,34 @@ class Stream(AsyncIterator[R], Iterator[R]):
         self._return_exceptions = return_exceptions
 
     async def __anext__(self) -> R:
+        window = self._window
+        run = None
         try:
-            future = await self._window.next()
-            if future is None:
+            run = window.take_next() or await window.next()
+            if run is None:
                 raise StopAsyncIteration
-            return outcome(future.run, raise_on_failure=not self._return_exceptions)  # type: ignore[no-any-return]
+            if run.states[-1].type is COMPLETED:
+                return run.value  # type: ignore[no-any-return]
+            return outcome(run, raise_on_failure=not self._return_exceptions)  # type: ignore[no-any-return]
         except BaseException:
-            self._window.leave()
+            window.leave()
             raise
+        finally:
+            del run  # as in `outcome`
 
     def __next__(self) -> R:
+        window = self._window
+        run = None
         try:
-            future = self._window.next_blocking()
-            if future is None:
+            run = window.next_blocking()
+            if run is None:
                 raise StopIteration
-            return outcome(future.run, raise_on_failure=not self._return_exceptions)  # type: ignore[no-any-return]
+            return outcome(run, raise_on_failure=not self._return_exceptions)  # type: ignore[no-any-return]
         except BaseException:
-            self._window.leave()
+            window.leave()
             raise
+        finally:
+            del run
 
     def close(self) -> None:
         """Leave the stream, in plain code."""
@@ -72,96 +88,200 @@ class Stream(AsyncIterator[R], Iterator[R]):
 
 
 class Window:
-    """The runs in flight and the input they come from. All of it on one event loop, but for `_land`."""
+    """The runs in flight and the input they come from. All of it on one event loop, but for `_land` and `leave`; or,
+    in plain code, in one thread."""
 
     def __init__(
         self,
+        new_run: Callable[[tuple[Any, ...], dict[str, Any]], Run],
         submit: Callable[[Any], TaskFuture[Any]],
         source: Iterable[Any] | AsyncIterable[Any],
         size: int,
         ordered: bool,
     ) -> None:
+        self._new_run = new_run
         self._submit = submit
         self._source = source
-        self._ordered = ordered
+        self._size = size
         #: How many more may be in flight, and how many results were taken since the last one was asked for.
         self._room = size
         self._taken = 0
-        #: In the order of the input; and, for results as they come, in the order in which they end.
-        self._flying: deque[TaskFuture[Any]] = deque()
-        self._landed: deque[TaskFuture[Any]] = deque()
-        self._pull: Iterator[Any] | None = None
+        #: Runs in the order in which they end; or, ordered, in that of the input, and not over yet.
+        self._results: deque[Run] = deque()
+        self._ordered = ordered
+        #: In plain code, those in flight.
+        self._submitted: dict[int, Run] = {}
+        #: On an event loop, who runs them.
+        self._hands: Hands | None = None
+        self._input: Iterator[Any] | None = None
+        #: On an event loop, what gives the next value of a plain input.
+        self._pull: Callable[[], Any] | None = None
         #: The feeder, as its loop knows it.
         self._feeder: Any = None
         self._loop: loops.EventLoop | None = None
-        #: Wakes who waits for a result, the feeder that waits for room, and who waits for the input to be closed.
-        self._waker: loops.Waker | _Alarm | None = None
+        #: Wake who waits for a result, the feeder that waits for room, and who waits for the input to be closed.
+        self._wakes: list[Callable[[], None]] = []
         self._room_waker: loops.Waker | None = None
         self._close_waker: loops.Waker | None = None
-        self._error: BaseException | None = None
         self._is_exhausted = False
         self._is_left = False
 
-    async def next(self) -> TaskFuture[Any] | None:
-        """The next run that is over; None at the end. Raises what the input raises."""
-        self._make_room()
-        if isinstance(self._source, AsyncIterable):
-            self._feed_from(self._source)
-        else:
-            self._pull_from(self._source)
-        while (future := self._take()) is None and not self._is_over():
-            waker = self._waker = loops.here().waker()
-            if not self._is_ready():  # a run may have landed, in another thread, just before the waker was there
-                with lending(self._awaited):
-                    await waker.wait()
-            self._waker = None
-        return future
+    # -- on an event loop ---------------------------------------------------------------------------------------------
 
-    def next_blocking(self) -> TaskFuture[Any] | None:
-        """The same for plain code, which it blocks. Raises `OptionError` for an async input, and `BlockingWaitError`
-        on the event loop that has to run what is in flight."""
-        if not isinstance(self._source, Iterable):  # a stream is both, so that one may be the input of another
-            raise OptionError("a stream over an async input is taken with `async for`")
-        self._make_room()
-        self._pull_from(self._source)
-        while (future := self._take()) is None and not self._is_over():
-            refuse_to_hang(self._flying[0].run, "write `async for` instead")
-            alarm = self._waker = _Alarm()
-            if not self._is_ready():
-                with lending(self._awaited):
-                    block_on(alarm.rung)
-            self._waker = None
-        return future
-
-    def _make_room(self) -> None:
+    def take_next(self) -> Run | None:
+        """Pull what there is room for; a run that is over, if there is one. Raises what the input raises."""
+        hands = self._hands
+        if hands is None:
+            if self._is_left:
+                return None
+            hands = self._begin()
         self._room += self._taken
         self._taken = 0
+        pull = self._pull
+        if pull is None:
+            _wake(self._room_waker)
+        else:
+            while self._room and not self._is_exhausted and not self._is_left:
+                try:
+                    value = pull()
+                except StopIteration:
+                    self._is_exhausted = True
+                else:
+                    self._give(value, hands)
+        results = self._results
+        if results and hands.error is None and (not self._ordered or results[0].is_settled) and not self._is_left:
+            self._taken += 1
+            return results.popleft()
+        return None
 
-    def _take(self) -> TaskFuture[Any] | None:
+    async def next(self) -> Run | None:
+        """The next run that is over; None at the end."""
+        hands = self._hands
+        while (run := self._take()) is None and not self._is_over():
+            assert hands is not None  # what is not left was begun
+            hands.see_to(1)  # one that was called may have been cancelled since
+            waker = hands.loop.waker()
+            self._wakes.append(waker.wake)
+            if not self._is_ready():  # one may have landed, in another thread, just before
+                with lending(self._awaited):
+                    await waker.wait()
+        return run
+
+    def _begin(self) -> Hands:
+        loop = self._loop = loops.here()
+        _open.add(self)
+        hands = self._hands = Hands(loop, self._results, self._ordered, self._wakes)
+        if not isinstance(self._source, AsyncIterable):
+            if self._input is None:
+                self._input = iter(self._source)
+            self._pull = self._input.__next__
+            return hands
+        work: Any = self._feed(self._source, loop, hands)
+        if loop.begins_early:
+            work.send(None)
+        self._feeder = loop.start(work, contextvars.copy_context())
+        if self._feeder is None:  # the loop is ending
+            work.close()
+            self._is_exhausted = True
+        return hands
+
+    def _give(self, value: Any, hands: Hands) -> None:
+        if self._is_left:  # by the input itself, say
+            return
+        maker = hands.maker
+        if maker is None or (maker.reader is not None and maker.reader.is_settled):
+            hands.maker = Pattern(self._new_run((value,), NO_KWARGS), hands.loop)
+        self._room -= 1
+        hands.waiting.append(value)
+        if not hands.called:
+            hands.call()
+
+    # -- in plain code ------------------------------------------------------------------------------------------------
+
+    def next_blocking(self) -> Run | None:
+        """The next run that is over, for plain code, which it blocks; None at the end.
+
+        Raises what the input raises, `OptionError` for an async input, and `BlockingWaitError` on the event loop that
+        has to run what is in flight.
+        """
+        if not isinstance(self._source, Iterable):  # a stream is both, so that one may be the input of another
+            raise OptionError("a stream over an async input is taken with `async for`")
+        self._room += self._taken
+        self._taken = 0
+        if self._input is None:
+            self._input = iter(self._source)
+        while self._room and not self._is_exhausted and not self._is_left:
+            try:
+                value = next(self._input)
+            except StopIteration:
+                self._is_exhausted = True
+            else:
+                self._submit_one(value)
+        while (run := self._take()) is None and not self._is_over():
+            for one in list(self._submitted.values())[:1]:
+                refuse_to_hang(one, "write `async for` instead")
+            ready = threading.Event()
+            self._wakes.append(ready.set)
+            if not self._is_ready():  # one may have landed, in another thread, just before
+                with lending(self._awaited):
+                    block_on(ready)
+        return run
+
+    def _submit_one(self, value: Any) -> None:
+        run = self._submit(value).run
+        run.is_awaited = True
+        self._room -= 1
+        self._submitted[run.number] = run
+        if self._ordered:
+            self._results.append(run)
+        run.when_settled(lambda: self._land(run))
+
+    def _land(self, run: Run) -> None:
+        del self._submitted[run.number]
+        if not self._ordered:
+            self._results.append(run)
+        wake_all(self._wakes)
+
+    # -- both ---------------------------------------------------------------------------------------------------------
+
+    def _take(self) -> Run | None:
         """One that is over, if there is one."""
-        if self._error is not None and not self._is_left:
-            raise self._error
-        if self._is_left or not self._is_ready():
+        if self._is_left:
             return None
-        future = self._flying[0] if self._ordered else self._landed.popleft()
-        self._flying.remove(future)
+        if self._hands is not None and self._hands.error is not None:
+            raise self._hands.error
+        if not self._is_ready():
+            return None
         self._taken += 1
-        return future
+        return self._results.popleft()
+
+    def _is_ready(self) -> bool:
+        results = self._results
+        return bool(results) and (not self._ordered or results[0].is_settled)
 
     def _is_over(self) -> bool:
-        return self._is_left or (self._is_exhausted and not self._flying)
+        return self._is_left or (self._is_exhausted and self._room + self._taken == self._size)
 
     def leave(self) -> None:
         """Cancel what is in flight and close the input. From any thread; once."""
         if self._is_left:
             return
         self._is_left = True
-        for future in self._flying:
-            future.cancel("its stream was left")
+        for run in list(self._submitted.values()):
+            stop(run, LEFT)
+        if self._hands is not None:
+            self._hands.leave(LEFT)
         if self._feeder is not None and self._loop is not None and not self._is_exhausted:
             self._loop.cancel(self._feeder)
-        if isinstance(self._pull, Generator):  # not a file, say, which the caller may want to go on with
-            self._pull.close()  # pyright: ignore[reportUnknownMemberType]
+        _open.discard(self)
+        # Not a file, say, which the caller may want to go on with; nor a generator that leaves its own stream.
+        given: Any = self._input
+        if isinstance(self._input, Generator) and not getattr(given, "gi_running", False):
+            given.close()
+
+    def _in_flight(self) -> list[Run]:
+        several = list(self._submitted.values())
+        return several if self._hands is None else several + self._hands.in_flight()
 
     async def closed(self) -> None:
         """Wait until the feeder has closed the input."""
@@ -169,54 +289,13 @@ class Window:
             waker = self._close_waker = loops.here().waker()
             await waker.wait()
 
-    def _is_ready(self) -> bool:
-        if self._ordered:
-            return bool(self._flying) and self._flying[0].done()
-        return bool(self._landed)
-
     def _awaited(self) -> list[list[Run]]:
         """One of those in flight is to end; a source that is to give more may do so by itself."""
-        if not self._is_exhausted and self._room > 0:
+        if (not self._is_exhausted and self._room > 0) or (self._hands is not None and self._hands.waiting):
             return []
-        return [[future.run for future in (list(self._flying)[:1] if self._ordered else list(self._flying))]]
+        return [list(self._results)[:1] if self._ordered else self._in_flight()]
 
-    def _start(self, value: Any) -> None:
-        future = self._submit(value)
-        self._room -= 1
-        self._flying.append(future)
-        future.run.is_awaited = True
-        future.run.when_settled(lambda: self._land(future))
-
-    def _land(self, future: TaskFuture[Any]) -> None:
-        if not self._ordered:
-            self._landed.append(future)
-        _wake(self._waker)
-
-    def _pull_from(self, source: Iterable[Any]) -> None:
-        if self._pull is None:
-            self._pull = iter(source)
-        while self._room and not self._is_exhausted and not self._is_left:
-            try:
-                value = next(self._pull)
-            except StopIteration:
-                self._is_exhausted = True
-            else:
-                self._start(value)
-
-    def _feed_from(self, source: AsyncIterable[Any]) -> None:
-        if self._loop is not None:
-            _wake(self._room_waker)
-            return
-        loop = self._loop = loops.here()
-        work: Any = self._feed(source, loop)
-        if loop.begins_early:
-            work.send(None)
-        self._feeder = loop.start(work, contextvars.copy_context())
-        if self._feeder is None:  # the loop is ending
-            work.close()
-            self._is_exhausted = True
-
-    async def _feed(self, source: AsyncIterable[Any], loop: loops.EventLoop) -> None:
+    async def _feed(self, source: AsyncIterable[Any], loop: loops.EventLoop, hands: Hands) -> None:
         pull: Any = None
         try:
             if loop.begins_early:
@@ -224,21 +303,21 @@ class Window:
             pull = aiter(source)
             while not self._is_left:
                 if self._room:
-                    self._start(await anext(pull))
+                    self._give(await anext(pull), hands)
                 else:
                     waker = self._room_waker = loop.waker()
                     await waker.wait()
         except StopAsyncIteration:
             pass
         except BaseException as error:  # deliberate: who asks for results is told
-            self._error = error
             if loops.is_cancellation(error):
-                self._error = CancelledRun("the input of the stream was cancelled")
+                hands.fail(CancelledRun("the input of the stream was cancelled"))
                 raise
+            hands.fail(error)
         finally:
             await self._close(pull)
             self._is_exhausted = True
-            _wake(self._waker)
+            wake_all(self._wakes)
             _wake(self._close_waker)
 
     async def _close(self, pull: Any) -> None:
@@ -251,16 +330,10 @@ class Window:
             logger.exception("Closing the input of a stream raised")
 
 
-class _Alarm:
-    """Wakes a thread that blocks."""
-
-    def __init__(self) -> None:
-        self.rung = threading.Event()
-
-    def wake(self) -> None:
-        self.rung.set()
+#: An event loop refers to its tasks weakly: hands and feeder are held here until their stream is left.
+_open: set[Window] = set()
 
 
-def _wake(waker: loops.Waker | _Alarm | None) -> None:
+def _wake(waker: loops.Waker | None) -> None:
     if waker is not None:
         waker.wake()

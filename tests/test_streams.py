@@ -4,16 +4,18 @@ import contextlib
 import gc
 import io
 import threading
+import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
 import anyio
 import pytest
 
-from asynctask import flow, tags, task
+from asynctask import ProcessPoolTaskRunner, ThreadPoolTaskRunner, flow, get_client, tags, task
 from asynctask.errors import BlockingWaitError, OptionError, ParameterBindError
 from asynctask.runtime import task_run
-from testkit import fresh
+from testkit import fresh, until
 
 LIMIT = 5  # seconds after which a test that hangs fails
 
@@ -192,19 +194,82 @@ async def test_the_input_is_pulled_only_when_there_is_room(gates: Gates) -> None
     assert sorted(got) == [0, 1, 2, 3]
 
 
-async def test_an_endless_input_is_no_problem() -> None:
-    def forever() -> Iterator[int]:
-        number = 0
-        while True:
-            yield number
-            number += 1
+class Item:
+    """A value that can be watched."""
 
-    got: list[int] = []
-    async for value in double.stream(forever(), concurrency=4, ordered=True):
-        got.append(value)
-        if len(got) == 50:
-            break
-    assert got == list(range(0, 100, 2))
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+class Watched:
+    """An endless input whose items, and what the runs make of them, are counted as long as anything refers to them."""
+
+    def __init__(self) -> None:
+        self.pulled = 0
+        self.given: weakref.WeakSet[Item] = weakref.WeakSet()
+        self.made: weakref.WeakSet[Item] = weakref.WeakSet()
+
+    def plain(self) -> Iterator[Item]:
+        while True:
+            item = Item(self.pulled)
+            self.pulled += 1
+            self.given.add(item)
+            yield item
+            del item
+
+    async def asynchronous(self) -> AsyncIterator[Item]:
+        for item in self.plain():
+            yield item
+            del item
+
+    def make(self, item: Item) -> Item:
+        made = Item(item.number)
+        self.made.add(made)
+        return made
+
+
+@pytest.mark.parametrize("kind", ["loop", "loop, suspending", "threads"])
+@pytest.mark.parametrize("ordered", [False, True], ids=["as-they-come", "ordered"])
+@pytest.mark.parametrize("is_async", [False, True], ids=["plain", "async"])
+async def test_an_endless_input_takes_constant_memory(kind: str, ordered: bool, is_async: bool) -> None:
+    watched = Watched()
+
+    @task
+    async def on_loop(item: Item) -> Item:
+        if kind == "loop, suspending":
+            await anyio.sleep(0)
+        return watched.make(item)
+
+    @task
+    def on_thread(item: Item) -> Item:
+        return watched.make(item)
+
+    async with fresh() as runtime:
+        source: Any = watched.asynchronous() if is_async else watched.plain()
+        stream = (on_thread if kind == "threads" else on_loop).stream(source, concurrency=4, ordered=ordered)
+        taken = 0
+        async for made in stream:
+            taken += 1
+            assert len(runtime.runs) <= 4
+            assert watched.pulled - taken <= 4
+            assert len(watched.made) <= 5  # the one at hand, and four that may be over
+            assert len(watched.given) <= 6  # those of the runs; the generator's own; and one on its way
+            assert made.number < taken + 4
+            if taken == 300:
+                break
+        del stream, made
+        await until(lambda: not runtime.runs)
+
+
+def test_an_endless_input_takes_constant_memory_in_plain_code() -> None:
+    watched = Watched()
+    stream = task(watched.make).stream(watched.plain(), concurrency=4)
+    for taken in range(1, 200):
+        next(stream)
+        assert watched.pulled - taken <= 4
+        assert len(watched.made) <= 5
+        assert len(watched.given) <= 6
+    stream.close()
 
 
 async def test_a_result_does_not_wait_for_a_slow_input() -> None:
@@ -220,6 +285,25 @@ async def test_a_result_does_not_wait_for_a_slow_input() -> None:
                 else:
                     await send.send(value)  # the next input exists only when this result was taken
     assert got == [2, 4, 8, 16, 32, 64]
+
+
+async def test_a_stream_that_is_left_by_its_own_input_ends() -> None:
+    def numbers() -> Iterator[int]:
+        yield 1
+        stream.close()
+        yield 2
+
+    async def anumbers() -> AsyncIterator[int]:
+        for number in numbers():
+            yield number
+
+    for source in (numbers(), anumbers()):
+        stream: Any = double.stream(source, concurrency=1)
+        async with fresh(), get_client() as client:
+            with anyio.fail_after(LIMIT):
+                assert [value async for value in stream] == [2]
+            await anyio.wait_all_tasks_blocked()
+            assert len(await client.read_task_runs()) == 1
 
 
 async def test_sync_tasks_of_a_stream_run_beside_each_other() -> None:
@@ -319,6 +403,28 @@ async def test_leaving_the_loop_cancels_what_is_in_flight_and_closes_a_plain_inp
         gates.gates[1].set()
     assert closed == ["closed"]
     await gates.until(lambda: sorted(gates.ended) == ["0 cancelled", "2 cancelled"])
+
+
+async def test_leaving_the_loop_interrupts_bodies_in_threads(gates: Gates) -> None:
+    begun, ended = threading.Barrier(3), []
+
+    @task
+    def work(x: int) -> int:
+        if x == 0:
+            begun.wait(LIMIT)
+            return x
+        try:
+            begun.wait(LIMIT)
+            while True:
+                time.sleep(0.001)
+        finally:
+            ended.append(x)
+
+    with anyio.fail_after(LIMIT):
+        async for value in work.stream(range(100), concurrency=3):
+            assert value == 0
+            break
+        await until(lambda: sorted(ended) == [1, 2])
 
 
 async def test_leaving_the_loop_closes_an_async_input_that_may_await_in_its_cleaning_up(gates: Gates) -> None:
@@ -470,6 +576,195 @@ async def test_a_wrong_concurrency_is_refused_at_once(wrong: Any) -> None:
 async def test_what_cannot_be_iterated_over_is_refused_at_once() -> None:
     with pytest.raises(OptionError, match=r"task 'double': stream\(\) needs an iterable or async iterable, not 5"):
         double.stream(5, concurrency=1)  # type: ignore[arg-type]
+
+
+# -- on every runner, and one after another ---------------------------------------------------------------------------
+
+
+@task
+def times_ten(x: int) -> int:
+    return x * 10
+
+
+@task
+async def slow_times_ten(x: int) -> int:
+    await anyio.sleep(0.001)
+    return x * 10
+
+
+def on(runner: str) -> Any:
+    """`times_ten` on a runner."""
+    if runner == "loop":
+        return slow_times_ten
+    two = ThreadPoolTaskRunner(2) if runner == "threads" else ProcessPoolTaskRunner(2)
+    return times_ten.with_options(task_runner=two)
+
+
+@pytest.mark.parametrize("runner", ["loop", "threads", "processes"])
+async def test_a_stream_is_the_same_on_every_runner(runner: str) -> None:
+    each = on(runner)
+    async with fresh():
+        for made in INPUTS.values():
+            in_order = [value async for value in each.stream(made(20), concurrency=3, ordered=True)]
+            assert in_order == list(range(0, 200, 10))
+            assert sorted([value async for value in each.stream(made(20), concurrency=3)]) == in_order
+
+
+class Counted:
+    """The numbers from 1 on, without an end."""
+
+    def __init__(self) -> None:
+        self.pulled = 0
+
+    def __iter__(self) -> Iterator[int]:
+        while True:
+            self.pulled += 1
+            yield self.pulled
+
+
+def three_stages(numbers: Iterable[int]) -> Any:
+    first = on("loop").stream(numbers, concurrency=2, ordered=True)
+    second = on("threads").stream(first, concurrency=3, ordered=True)
+    return on("processes").stream(second, concurrency=4, ordered=True)
+
+
+async def test_stages_on_different_runners_are_bounded_from_end_to_end() -> None:
+    numbers = Counted()
+    taken = 0
+    async with fresh() as runtime:
+        with anyio.fail_after(30):
+            async for value in three_stages(numbers):
+                taken += 1
+                assert value == taken * 1000
+                assert numbers.pulled - taken <= 2 + 3 + 4
+                assert len(runtime.runs) <= 2 + 3 + 4
+                if taken == 40:
+                    break
+            await until(lambda: not runtime.runs)
+
+
+def test_stages_on_different_runners_are_bounded_in_plain_code_too() -> None:
+    numbers = Counted()
+    stages = three_stages(numbers)
+    for taken in range(1, 30):
+        assert next(stages) == taken * 1000
+        assert numbers.pulled - taken <= 2 + 3 + 4
+    stages.close()
+    assert list(stages) == []
+
+
+class Stages:
+    """A pipeline of three stages over an endless input that can be watched; the one in the middle is given."""
+
+    def __init__(self, gates: Gates, middle: Any, is_async: bool = False) -> None:
+        self.pulled = 0
+        self.closed = False
+        first = double.stream(self.ainput() if is_async else self.input(), concurrency=2, ordered=True)
+        self.middle = middle.stream(first, concurrency=2, ordered=True)
+        self.last: Any = gates.wait.stream(self.middle, concurrency=3)
+
+    def input(self) -> Iterator[int]:
+        try:
+            while True:
+                self.pulled += 1
+                yield self.pulled
+        finally:
+            self.closed = True
+
+    async def ainput(self) -> AsyncIterator[int]:
+        try:
+            while True:
+                self.pulled += 1
+                yield self.pulled
+        finally:
+            await anyio.sleep(0)
+            self.closed = True
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["plain", "async"])
+async def test_a_failure_in_the_middle_of_a_pipeline_ends_all_of_it(gates: Gates, is_async: bool) -> None:
+    @task
+    async def breaks_at_six(x: int) -> int:
+        if x == 6:
+            await gates.until(lambda: len(gates.gates) == 2)
+            raise LookupError("in the middle")
+        return x
+
+    async with fresh() as runtime:
+        stages = Stages(gates, breaks_at_six, is_async)
+        with anyio.fail_after(LIMIT), pytest.raises(LookupError, match="in the middle"):
+            async for _ in stages.last:
+                pass
+        await gates.until(lambda: sorted(gates.ended) == ["2 cancelled", "4 cancelled"])
+        await gates.until(lambda: stages.closed and not runtime.runs)
+        assert [value async for value in stages.last] == []
+
+
+async def test_failures_that_are_values_are_passed_on_to_the_next_stage() -> None:
+    @task
+    async def told(x: Any) -> str:
+        return type(x).__name__
+
+    first = odd_fails.stream(range(4), concurrency=2, ordered=True, return_exceptions=True)
+    names = [name async for name in told.stream(first, concurrency=2, ordered=True)]
+    assert names == ["int", "LookupError", "int", "LookupError"]
+
+
+def test_a_failure_in_the_middle_of_a_pipeline_ends_all_of_it_in_plain_code() -> None:
+    closed: list[str] = []
+
+    def numbers() -> Iterator[int]:
+        try:
+            yield from range(100)
+        finally:
+            closed.append("closed")
+
+    @task
+    def breaks_at_six(x: int) -> int:
+        if x == 6:
+            raise LookupError("in the middle")
+        return x
+
+    middle = breaks_at_six.stream(plain_double.stream(numbers(), concurrency=2, ordered=True), concurrency=1)
+    last = plain_double.stream(middle, concurrency=1)
+    assert [next(last) for _ in range(3)] == [0, 4, 8]
+    with pytest.raises(LookupError, match="in the middle"):
+        next(last)
+    del middle, last
+    assert closed == ["closed"]
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["plain", "async"])
+async def test_a_consumer_that_is_cancelled_as_it_waits_ends_the_whole_pipeline(gates: Gates, is_async: bool) -> None:
+    async with fresh() as runtime:
+        stages = Stages(gates, double, is_async)
+        with anyio.fail_after(LIMIT):
+            async with anyio.create_task_group() as group:
+
+                async def use() -> None:
+                    async for _ in stages.last:
+                        raise AssertionError("nothing ends")
+
+                group.start_soon(use)
+                await gates.until(lambda: len(gates.gates) == 3)
+                await anyio.wait_all_tasks_blocked()
+                assert stages.pulled <= 2 + 2 + 3
+                group.cancel_scope.cancel()
+        await gates.until(lambda: len(gates.ended) == 3)
+        await gates.until(lambda: stages.closed and not runtime.runs)
+
+
+async def test_leaving_a_pipeline_waits_with_aclose_until_its_input_is_closed(gates: Gates) -> None:
+    @task
+    async def give(x: int) -> int:
+        return x
+
+    stages = Stages(gates, give, True)
+    last: Any = give.stream(stages.middle, concurrency=2)
+    with anyio.fail_after(LIMIT):
+        async with contextlib.aclosing(last):
+            assert await anext(last) in (2, 4)
+        assert stages.closed
 
 
 # -- in plain code ----------------------------------------------------------------------------------------------------
