@@ -146,7 +146,7 @@ async def test_calls_that_never_end_are_given_up_and_count_as_long_as_they_took(
         await OpenLoop(lambda: work, window, every(50), most_in_flight=1000).run()
         assert work.unfinished == 4
     assert work.latency.count == work.unfinished
-    assert work.latency.greatest >= 0.3e9
+    assert work.latency.greatest >= 0.29e9  # a timer may be some microseconds early
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
