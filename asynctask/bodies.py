@@ -67,11 +67,15 @@ def timed_out(run: Run) -> TaskTimeoutError:
     return error
 
 
-def begin(run: Run) -> None:
-    """The body of `run` begins, somewhere else than in its engine: Running, if that was not entered for its hooks."""
+def begin(run: Run, began: float | None = None) -> None:
+    """The body of `run` begins, somewhere else than in its engine: Running, if that was not entered for its hooks.
+
+    `began` says when, should that have been a while ago.
+    """
     run.blocker = None
-    if run.states[-1].type is not RUNNING:
-        run.enter(RUNNING, "Running" if run.run_count == 0 else "Retrying")
+    states = run.states
+    if states[-1].type is not RUNNING:
+        run.enter(RUNNING, "Running" if len(states) == 1 or run.run_count == 0 else "Retrying", at=began)
 
 
 class Body:
@@ -267,6 +271,8 @@ def raise_in_thread(thread: int, error: type[BaseException] | None) -> bool:
 
 #: Modules whose locks others need: one left locked, by an interrupt between taking it and the `try`, stops them all.
 _DELICATE = ("asynctask.", "logging", "concurrent.futures", "queue", "importlib._bootstrap", "_frozen_importlib")
+#: What is in this one of ours are bodies.
+_THEIRS = "asynctask.witnesses"
 #: Modules that such code calls in its turn; who called them decides.
 _TRANSPARENT = {"threading", "contextlib", "weakref", "_weakrefset"}
 
@@ -281,7 +287,7 @@ def _is_delicate(thread: int) -> bool:
     while frame is not None:
         module: str = frame.f_globals.get("__name__", "")
         if module not in _TRANSPARENT:
-            return module.startswith(_DELICATE)
+            return module.startswith(_DELICATE) and module != _THEIRS
         frame = frame.f_back
     return False
 

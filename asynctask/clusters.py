@@ -12,36 +12,35 @@ import atexit
 import functools
 import importlib
 import importlib.util
+import marshal
 import os
 import socket
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor, Future
 from contextvars import Context
 from typing import Any, Protocol, cast
 
-from .away import Stop, Tell, carried_out, failed, learned, listen
 from .bodies import begin
 from .clocks import secret
 from .errors import OptionError, WorkerLostError
 from .loop_threads import LoopThread
 from .loops import EventLoop, Work
 from .observers import flow_logger, task_logger
-from .parcels import FAILED, Call, call_of, deliver, dumps, loads, plain
+from .parcels import FUNCTION, Call, answer_in, call_of, deliver, dumps
 from .redact import text_of
 from .runs import Run
 from .scopes import close_default
-from .serializers import decode_error
 from .settings import settings
-from .specs import TaskSpec
 from .waiting import Services
-from .wires import Message, Sealed, packed, unpacked
+from .wires import Message, Sealed, packed
 
 #: Seconds that a cluster gets to end.
 END_SECONDS = 10.0
-#: How many functions a worker remembers; each parcel brings its own along.
-MOST_KNOWN = 1_000
+#: Bytes up to which each parcel brings its function along: fetching it would cost a worker a message there and back.
+LARGE_FUNCTION = 1 << 14
 #: The kind of message with what a worker must know of a home.
 HOME = 21
 _secret = secret(8).hex()
@@ -57,7 +56,8 @@ class Parcel:
 
     __slots__ = ("call", "function", "home", "number", "setup")
 
-    def __init__(self, home: str, setup: Sealed, number: int, function: Sealed, call: Sealed) -> None:
+    def __init__(self, home: str, setup: Sealed, number: int, function: Sealed | None, call: Sealed) -> None:
+        #: Without its function, if that is large: the worker fetches it, unless it knows it already.
         self.home, self.setup, self.number, self.function, self.call = home, setup, number, function, call
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -69,15 +69,22 @@ class Parcel:
         return self.call.size
 
 
-def flat(thing: Parcel | Sealed) -> Any:
+def flat(parcel: Parcel) -> Any:
     """The same, as bytes if it has no buffers: a tenth of what it takes a carrier to pickle a thing of ours."""
-    sealed = (thing,) if isinstance(thing, Sealed) else (thing.function, thing.call)
-    return thing if any(one.message.buffers for one in sealed) else plain(thing, no_buffer)
+    function, call = parcel.function, parcel.call.message
+    if call.buffers or (function is not None and function.message.buffers):
+        return parcel
+    known = None if function is None else function.message.data
+    return marshal.dumps((parcel.home, parcel.setup.message.data, parcel.number, known, call.kind, call.data))
 
 
-def unflat(thing: Any) -> Any:
+def unflat(thing: Any) -> Parcel:
     """What `flat` was given."""
-    return loads(thing) if thing.__class__ is bytes else thing
+    if thing.__class__ is not bytes:
+        return thing  # type: ignore[no-any-return]
+    home, setup, number, function, kind, call = marshal.loads(thing)
+    known = None if function is None else Sealed(Message(FUNCTION, function))
+    return Parcel(home, Sealed(Message(HOME, setup)), number, known, Sealed(Message(kind, call)))
 
 
 def no_buffer(_: Any) -> bool:
@@ -85,17 +92,28 @@ def no_buffer(_: Any) -> bool:
     return True
 
 
-class Errand(Future[Any]):
-    """The future of a call, whose body begins and ends on a cluster."""
+def reply_of(message: Message) -> Any:
+    """What a body gave, for a carrier: as bytes if it has no buffers."""
+    return Sealed(message) if message.buffers else bytes((message.kind,)) + message.data
 
-    def __init__(self, call: Call, end: Callable[[Errand], None]) -> None:
+
+def message_in(reply: Any) -> Message:
+    """What `reply_of` was given."""
+    return Message(reply[0], reply[1:]) if reply.__class__ is bytes else reply.message
+
+
+class Errand(Future[Any]):
+    """The future of a call, whose body begins and ends on a cluster; the client settles it, also if it was stopped."""
+
+    def __init__(self, call: Call, cluster: Cluster) -> None:
         super().__init__()
         self.call = call
-        #: The child of the client's loop that sees to it; and, for the client, where the body is.
-        self.child: asyncio.Task[Any] | None = None
+        self._cluster = cluster
+        #: What takes the call back from where it has got to; called once, on the client's loop.
+        self.end: Callable[[], object] = _nothing
+        #: For the client: where the body is.
         self.worker: str | None = None
-        self._end = end
-        self._is_stopped = False
+        self._is_stopped = self._is_settled = False
         self._lock = threading.Lock()
 
     def begin(self) -> None:
@@ -108,15 +126,70 @@ class Errand(Future[Any]):
             self.call.on_start()
 
     def heard(self, values: list[Any]) -> None:
-        """Its body has logged something."""
+        """Its body has logged something, or has started a run. On the client's loop."""
         if not self._is_stopped:
-            deliver(self.call.run, values)
+            deliver(self.call, values)
+
+    def answer(self, reply: Message) -> None:
+        """This is what its body gave. From any thread, like the next two."""
+        value, _, error = answer_in(reply)
+        self._settle(value, error)
+        del value, error
+
+    def fail(self, error: BaseException, *, cause: BaseException | None = None) -> None:
+        """It gives nothing."""
+        if cause is not None:
+            error.__cause__ = cause
+        self._settle(None, error)
+        del self, error, cause  # a frame on the way of an error must not hold who has it
+
+    def lose(self) -> None:
+        """It was taken back; if nobody has asked for that, by the end of its cluster."""
+        name = self._cluster.name
+        self.fail(WorkerLostError(f"the {name} cluster was closed, and run {self.call.run.name!r} was under way"))
+
+    def _settle(self, value: Any, error: BaseException | None) -> None:
+        with self._lock:
+            if self._is_settled:
+                return
+            self._is_settled = True
+        self.end = _nothing
+        if self.call.guests is None:
+            self._finish(value, error)
+        else:
+            self._cluster.carry_out(self._see_off(value, error))
+        del self, value, error
+
+    async def _see_off(self, value: Any, error: BaseException | None) -> None:
+        assert self.call.guests is not None
+        try:
+            await self.call.guests.over()
+        finally:
+            self._finish(value, error)
+            del self, value, error
+
+    def _finish(self, value: Any, error: BaseException | None) -> None:
+        self._cluster.forget(self)
+        if self.set_running_or_notify_cancel():
+            if error is None:
+                self.set_result(value)
+            else:
+                self.set_exception(error)
+        del self, value, error
+
+    def take_back(self) -> None:
+        end, self.end = self.end, _nothing
+        end()
 
     def stop(self) -> None:
         with self._lock:
             self._is_stopped = True
         self.cancel()
-        self._end(self)
+        self._cluster.end(self)
+
+
+def _nothing() -> None:
+    """Nobody is at it yet, or any more."""
 
 
 class Client(Protocol):
@@ -124,14 +197,21 @@ class Client(Protocol):
 
     async def open(self) -> None: ...
 
-    async def call(self, parcel: Parcel, errand: Errand, options: dict[str, Any]) -> Sealed:
-        """What the parcel gives; tells the errand when it begins. Being cancelled, it ends the body.
-
-        Raises `WorkerLostError`.
-        """
+    async def keep(self, number: int, function: Sealed) -> None:
+        """Put a large function where each worker that does not know it can fetch it."""
         ...
 
-    async def close(self) -> None: ...
+    def drop(self, number: int) -> None:
+        """That function is not called any more."""
+        ...
+
+    def start(self, parcel: Parcel, errand: Errand, options: dict[str, Any]) -> None:
+        """Have a worker unpack the parcel; tell the errand when it begins, what it gives, and what ends it."""
+        ...
+
+    async def close(self) -> None:
+        """End all that was taken back, too, as soon as that is possible."""
+        ...
 
 
 def spawn(loop: EventLoop, work: Coroutine[Any, Any, None]) -> asyncio.Task[Any]:
@@ -149,50 +229,96 @@ class Cluster:
         self._thread = LoopThread(f"asynctask-{name}", "asyncio")
         self._loop = self._thread.loop
         self._opening: asyncio.Task[Any] | None = None
+        self._is_open = False
         self._errands: set[Errand] = set()
+        self._children: set[asyncio.Task[Any]] = set()
         self._setup: Sealed | None = None
+        #: By their numbers: the large functions that the client keeps, or is about to; and those that it does keep.
+        self._keepings: dict[int, asyncio.Task[Any]] = {}
+        self._kept: set[int] = set()
 
     def start(self, run: Run, store: str, on_start: Callable[[], None] | None, options: dict[str, Any]) -> Errand:
-        errand = Errand(call_of(run, store, on_start), self._end)
+        errand = Errand(call_of(Call, run, store, on_start), self)
         if not self._loop.call_soon(functools.partial(self._begin, errand, options)):
             raise RuntimeError(f"this {self.name} cluster is closed")
         return errand
 
+    def end(self, errand: Errand) -> None:
+        """Nobody waits for it any more."""
+        self._loop.call_soon(errand.take_back)
+
+    def forget(self, errand: Errand) -> None:
+        self._errands.discard(errand)
+
+    def carry_out(self, work: Coroutine[Any, Any, None]) -> None:
+        """In a child of its own, from any thread."""
+
+        def begin() -> None:
+            child = spawn(self._loop, work)
+            self._children.add(child)
+            child.add_done_callback(self._children.discard)
+
+        if self._loop.is_here():
+            begin()
+        elif not self._loop.call_soon(begin):
+            work.close()
+
     def _begin(self, errand: Errand, options: dict[str, Any]) -> None:
         self._errands.add(errand)
-        errand.child = spawn(self._loop, self._carry(errand, options))
+        function = Sealed(errand.call.function.message)
+        if self._is_open and (function.size <= LARGE_FUNCTION or errand.call.function.number in self._kept):
+            self._send(errand, function, options)
+        else:
+            errand.end = spawn(self._loop, self._prepare(errand, function, options)).cancel
 
-    def _end(self, errand: Errand) -> None:
-        def cancel() -> None:
-            if errand.child is not None:
-                errand.child.cancel()
-
-        self._loop.call_soon(cancel)
-
-    async def _carry(self, errand: Errand, options: dict[str, Any]) -> None:
-        outcome: Any = None
-        error: BaseException | None = None
+    async def _prepare(self, errand: Errand, function: Sealed, options: dict[str, Any]) -> None:
         try:
             await self._opened()
-            call = errand.call
-            parcel = Parcel(home(), self._setting(), call.number, Sealed(call.function), Sealed(call.message))
-            reply = await self._client.call(parcel, errand, options)
-            outcome = _outcome_in(reply.message)
-        except asyncio.CancelledError as cancelled:
-            error = WorkerLostError(
-                f"the {self.name} cluster was closed, and run {errand.call.run.name!r} was under way"
-            )
-            raise cancelled
-        except Exception as raised:
-            error = raised
+            if function.size > LARGE_FUNCTION:
+                await self._keep(errand.call, function)
+        except asyncio.CancelledError:
+            errand.lose()
+            raise
+        except Exception as error:
+            errand.fail(error)
+        else:
+            self._send(errand, function, options)
         finally:
-            self._errands.discard(errand)
-            if errand.set_running_or_notify_cancel():
-                if error is None:
-                    errand.set_result(outcome)
-                else:
-                    errand.set_exception(error)
-            del outcome, error, errand
+            del errand
+
+    def _send(self, errand: Errand, function: Sealed, options: dict[str, Any]) -> None:
+        call = errand.call
+        sent = None if function.size > LARGE_FUNCTION else function
+        parcel = Parcel(home(), self._setting(), call.function.number, sent, Sealed(call.message))
+        try:
+            self._client.start(parcel, errand, options)
+        except Exception as error:
+            errand.fail(error)
+        finally:
+            del errand, call, parcel
+
+    async def _keep(self, call: Call, function: Sealed) -> None:
+        """Return once the client keeps the function: the first call sees to that. It is dropped with its task."""
+        number = call.function.number
+        keeping = self._keepings.get(number)
+        if keeping is None:
+            keeping = self._keepings[number] = spawn(self._loop, self._client.keep(number, function))
+            dropping = functools.partial(self._drop, number)
+            weakref.finalize(call.run.spec, self._loop.call_soon, dropping).atexit = False
+        try:
+            await asyncio.shield(keeping)
+        except Exception:
+            if self._keepings.get(number) is keeping:
+                del self._keepings[number]
+            raise
+        if number in self._keepings:
+            self._kept.add(number)
+
+    def _drop(self, number: int) -> None:
+        self._kept.discard(number)
+        keeping = self._keepings.pop(number, None)
+        if keeping is not None and self._is_open:
+            keeping.add_done_callback(lambda _: self._client.drop(number))
 
     async def _opened(self) -> None:
         """Return once the cluster is there; the first call sees to that."""
@@ -214,6 +340,7 @@ class Cluster:
         # before that.
         atexit.unregister(close_default)
         atexit.register(close_default)
+        self._is_open = True
 
     def _setting(self) -> Sealed:
         if self._setup is None:
@@ -228,13 +355,16 @@ class Cluster:
 
         async def ending() -> None:
             try:
-                children = [one.child for one in self._errands if one.child is not None]
-                for child in children:
-                    child.cancel()
-                await asyncio.gather(*children, return_exceptions=True)
+                self._is_open = False
+                for errand in list(self._errands):
+                    errand.take_back()
+                await asyncio.gather(*self._keepings.values(), return_exceptions=True)
                 if self._opening is not None:
                     await asyncio.gather(self._opening, return_exceptions=True)
                     await self._client.close()
+                for errand in list(self._errands):
+                    errand.lose()
+                await asyncio.gather(*self._children, return_exceptions=True)
             finally:
                 done.set()
 
@@ -315,49 +445,3 @@ def check_installed(module: str, extra: str) -> None:
 def needed(module: str) -> Any:
     """A package that is not part of us, and takes a second to import."""
     return importlib.import_module(module)
-
-
-_known: dict[tuple[str, int], TaskSpec] = {}
-#: By home: its host, and what it has said of itself.
-_setups: dict[str, tuple[str, bytes]] = {}
-_learning = threading.Lock()
-
-
-def unpack(parcel: Parcel, tell: Tell, stop: Stop | None = None) -> Sealed:
-    """In a worker: what the body in the parcel gives. Several at once, also of several homes."""
-    is_home = parcel.home == home()
-    try:
-        with _learning:
-            setup = parcel.setup.message.data
-            if not is_home and _setups.get(parcel.home, ("", b""))[1] != setup:  # new, or its settings are
-                _setups[parcel.home] = (_set_up(parcel.setup), setup)
-            key = (parcel.home, parcel.number)
-            if key not in _known:
-                _, _known[key] = learned(unpacked(parcel.function.message, loads))
-                if len(_known) > MOST_KNOWN:
-                    del _known[next(iter(_known))]
-            specs = {parcel.number: _known[key]}
-            is_far = not is_home and _setups[parcel.home][0] != socket.gethostname()
-    except BaseException as error:  # deliberate: raised at home
-        return Sealed(failed(error))
-    return Sealed(carried_out(parcel.call.message, specs, None if is_home else tell, stop, is_far=is_far))
-
-
-def _set_up(setup: Sealed) -> str:
-    """Be in what matters as a home is, so far as others can be served as well; its host."""
-    host: str
-    host, paths, values, levels = unpacked(setup.message, loads)
-    sys.path.extend(path for path in paths if path not in sys.path and os.path.exists(path))
-    settings.take_over(values)
-    listen(levels)
-    return host
-
-
-def _outcome_in(message: Message) -> Any:
-    """The value, or the error, raised."""
-    if message.kind != FAILED:
-        return unpacked(message, loads)[0]
-    name, data, text = unpacked(message, loads)
-    error = decode_error(name, data)
-    error.add_note(f"In the worker process:\n{text}")
-    raise error

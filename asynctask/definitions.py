@@ -24,7 +24,7 @@ from .lending import lending
 from .logging import route_prints
 from .options import Around, Hook, TransactionHook, check_options
 from .redact import shown
-from .runs import NO_KWARGS, Handle, Run, are_small, current_run, current_tags
+from .runs import NO_KWARGS, Handle, Run, are_small, current_batch, current_run, current_tags
 from .scopes import Scope, runtime_here
 from .settings import settings
 from .specs import TaskSpec, make_spec, name_of, plain_function, unwrapped
@@ -270,8 +270,14 @@ class TaskDefinition(Definition[P], Generic[P, R]):
         return cast("Any", future.wait()) if return_state else future
 
     def map(self, /, *args: Any, wait_for: Iterable[Any] | None = None, **kwargs: Any) -> TaskFutureList[R]:
-        """Submit one run per element of the iterable arguments; `unmapped(v)`, strings and bytes are passed to all."""
+        """Submit one run per element of the iterable arguments; `unmapped(v)`, strings and bytes are passed to all.
+
+        `batch_size=N` has N bodies sent to a worker process together, to be called there one after the other; without
+        it, short ones are, as many as take some milliseconds. Each is still a run of its own. It says nothing where
+        bodies run in this process, and is an ordinary argument of a task that has a parameter of that name.
+        """
         return_state = kwargs.pop("return_state", False)
+        batch_size = None if "batch_size" in self.spec.signature.parameters else kwargs.pop("batch_size", None)
         upstream = self._checked_wait_for(wait_for)  # once: an iterator serves every run
         for future in inputs.mapped_futures(args, kwargs):
             try:
@@ -281,8 +287,18 @@ class TaskDefinition(Definition[P], Generic[P, R]):
                 raise BlockingWaitError(f"task {self.name!r}: map() over a future: {error}") from None
             upstream = (*upstream, allow_failure(future))  # so that each run knows where its element came from
         calls = inputs.spread(self.name, args, kwargs)
-        futures = TaskFutureList(self.submit(*each, wait_for=upstream, **named) for each, named in calls)
+        token = None if batch_size is None else current_batch.set((self.spec, self._checked_batch_size(batch_size)))
+        try:
+            futures = TaskFutureList(self.submit(*each, wait_for=upstream, **named) for each, named in calls)
+        finally:
+            if token is not None:
+                current_batch.reset(token)
         return cast("Any", futures.wait()) if return_state else futures
+
+    def _checked_batch_size(self, size: object) -> int:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise OptionError(f"task {self.name!r}: map(batch_size=...) must be a number from 1, not {shown(size)}")
+        return size
 
     def _stream(
         self,

@@ -7,6 +7,7 @@
     ├── ReservedArgumentError (TypeError)       a parameter has a name that asynctask uses
     ├── SettingsError (ValueError)              an environment variable or settings file is wrong
     ├── UsageError (ValueError)                 a command was given what does not exist or does not fit
+    ├── BenchmarkError (RuntimeError)           a workload could not be measured
     ├── OutputClosed                            whoever read what a command prints has gone
     ├── ParameterBindError (TypeError)          a call does not fit the function's signature
     ├── ParameterValidationError (ValueError)   a flow's argument does not fit its annotation
@@ -69,6 +70,10 @@ class SettingsError(AsyncTaskError, ValueError):
 
 class UsageError(AsyncTaskError, ValueError):
     """A command was given a name that does not exist, or a value that does not fit: it ends with exit code 2."""
+
+
+class BenchmarkError(AsyncTaskError, RuntimeError):
+    """A workload could not be measured: its setup failed, its process was lost, or a report is none."""
 
 
 class OutputClosed(AsyncTaskError):

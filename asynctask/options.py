@@ -44,11 +44,19 @@ class CachePolicyLike(Protocol):
 
 
 class TaskRunner(Protocol):
-    """Where bodies run: a source of a `concurrent.futures.Executor`."""
+    """Where bodies run: a source of a `concurrent.futures.Executor`, whose calls run in this process.
 
-    def executor(self) -> Executor: ...
+    Both methods may be called from any thread. `asynctask.testing.TaskRunnerContract` judges whether one does as it
+    must.
+    """
 
-    def close(self) -> None: ...
+    def executor(self) -> Executor:
+        """Asked for at each call of a sync body that was submitted; what it raises fails the attempt."""
+        ...
+
+    def close(self) -> None:
+        """Called when a runtime that has used it is left. It may be used again."""
+        ...
 
 
 #: The options that people may write; see `keywords`.
@@ -307,11 +315,13 @@ class _Check:
         return value
 
 
-RUNNER = "a task runner, such as ThreadPoolTaskRunner(max_workers=4)"
+RUNNER = "a task runner with executor() and close(), such as ThreadPoolTaskRunner(max_workers=4)"
 
 
 def is_runner(value: object) -> bool:
-    return not isinstance(value, type) and callable(getattr(value, "executor", None))
+    if isinstance(value, type):
+        return False
+    return callable(getattr(value, "executor", None)) and callable(getattr(value, "close", None))
 
 
 def check_runtime(name: str, shutdown_timeout: object, task_runner: object) -> None:

@@ -9,45 +9,48 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
+import marshal
 import os
 import pickle
+import struct
 import sys
-import weakref
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 
 from . import pickles
 from .errors import SerializationError
-from .loops import current_loop
+from .loops import is_cancellation
 from .observers import flow_logger, sends_prints, task_logger
-from .records import LogEntry
+from .records import LogEntry, attempts
 from .redact import shown, text_of
+from .relays import Guests
 from .runs import Run
+from .serializers import decode_error, encode_error
 from .settings import settings
 from .specs import MAIN, TaskSpec, main_module
 from .states import RUNNING
-from .wires import Message, packed
+from .wires import Message, packed, unpacked
+
+logger = logging.getLogger("asynctask")
 
 #: Kinds of messages: to a worker, and from one.
-SETUP, FUNCTION, CALL = 1, 2, 3
-READY, LOG, DONE, FAILED = 11, 12, 13, 14
+SETUP, FUNCTION, CALL, CALLS = 1, 2, 3, 4
+READY, LOG, DONE, FAILED, VALUE, SKIPPED = 11, 12, 13, 14, 15, 16
 
-#: Values of these types need no care to be pickled, and 2 us instead of 15.
+#: Values of these types need no care to be pickled, and 2 us instead of 15; nobody can change them meanwhile.
 _PLAIN: frozenset[type] = frozenset((int, float, bool, type(None), str, bytes))
+_LENGTH = struct.Struct("!I")
+#: Bytes up to which arguments go together with those of other calls, and a result by itself is plain.
+SMALL = 4096
 
 
 class Context(msgspec.Struct, array_like=True):
-    """What a body may ask of its run, in a worker."""
+    """What a body may ask of its run, in a worker, and what runs of one `map` have in common."""
 
-    number: int
-    name: str
     parent_number: int | None
     tags: list[str]
-    run_count: int
-    start: float
     log_prints: bool
     backend: str
     #: The flow run that owns it: its number and name, and the flow's name.
@@ -58,20 +61,187 @@ class Context(msgspec.Struct, array_like=True):
     holds: list[str]
 
 
+class Setting:
+    """The context of calls in a row, made once: each by itself takes 5 us."""
+
+    __slots__ = ("_flow", "_home", "_names", "_parent", "_settings", "_store", "_tags", "names", "told")
+
+    def __init__(self, run: Run, store: str) -> None:
+        self._parent, self._flow, self._tags = run.parent_number, run.flow_number, run.tags
+        self._home, self._store, self._settings = run.home, store, settings.values
+        #: Of the arguments that are given by name.
+        self.names = list(run.kwargs)
+        self._names = tuple(self.names) or None
+        flow = run.flow
+        held = [one for one in (run.slots, *(run.guards or ())) if one is not None]
+        context = Context(
+            parent_number=run.parent_number, tags=sorted(run.tags), log_prints=sends_prints(run), store=store,
+            backend=run.home.backend, flow=None if flow is None else (flow.number, flow.name, flow.spec.name),
+            holds=[line.name for one in held for line in one.lines],
+        )  # fmt: skip
+        #: As plain data.
+        self.told: list[Any] = msgspec.to_builtins(context)
+
+    def fits(self, run: Run, store: str) -> bool:
+        """Whether a call of the same function has the same one."""
+        return (
+            run.home is self._home
+            and run.parent_number == self._parent
+            and run.flow_number == self._flow
+            and (run.tags is self._tags or run.tags == self._tags)
+            and (tuple(run.kwargs) if run.kwargs else None) == self._names
+            and store is self._store
+            and settings.values is self._settings
+        )
+
+
+class Function:
+    """What calls of one function have in common."""
+
+    __slots__ = ("message", "number", "seconds", "setting")
+
+    def __init__(self, number: int, message: Message) -> None:
+        self.number = number
+        #: Makes it known to a worker.
+        self.message = message
+        #: The setting of the last call.
+        self.setting: Setting | None = None
+        #: How long a call takes, as a rule; None before the first one.
+        self.seconds: float | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _nothing, ()  # the task that has it may travel; it is of this process alone
+
+    def took(self, seconds: float) -> None:
+        """So long did a call take, of late."""
+        before = self.seconds
+        self.seconds = seconds if before is None else before + (seconds - before) / 8
+
+
+def _nothing() -> None:
+    """What becomes of a `Function` in another process."""
+
+
 class Call(msgspec.Struct, eq=False):
     """One call on its way to a worker."""
 
     run: Run
-    #: The number of its function, and the message that makes the function known to a worker.
-    number: int
-    function: Message
-    message: Message
+    function: Function
+    setting: Setting
+    #: The arguments: as they are, if nobody can change them, or pickled; None if they are to go by themselves.
+    small: tuple[Any, ...] | bytes | None
+    #: With arguments that go by themselves.
+    alone: Message | None
     on_start: Callable[[], None] | None
+    #: The runs that its body has started, if home was told of some.
+    guests: Guests | None = None
 
     @property
-    def size(self) -> float:
-        """Bytes of the message, if it has no buffers beside it."""
-        return math.inf if self.message.buffers else len(self.message.data)
+    def row(self) -> tuple[Any, ...]:
+        """What is this call's own: the run's number and given name, which attempt it is, the arguments."""
+        return (*_who(self.run), self.small)
+
+    @property
+    def message(self) -> Message:
+        return self.alone or together([self])
+
+
+C = TypeVar("C", bound=Call)
+
+
+def together(calls: Sequence[Call]) -> Message:
+    """Small calls with one setting, as one message."""
+    return Message(CALLS, marshal.dumps([*_head(calls[0].function, calls[0].setting), [call.row for call in calls]]))
+
+
+def by_itself(function: Function, setting: Setting, run: Run, values: Message) -> Message:
+    """A call with arguments that are large, or have buffers."""
+    head = marshal.dumps([*_head(function, setting), [(*_who(run), None)]])
+    data = b"".join((_LENGTH.pack(len(head)), head, values.data))
+    return Message(CALL, data, values.beside, values.buffers)
+
+
+def taken_apart(message: Message) -> tuple[int, Context, list[str], list[Any]]:
+    """The number of the function, the context, the names of arguments, and for each call what `Call.row` is."""
+    data = message.data
+    if message.kind == CALLS:
+        number, told, names, rows = marshal.loads(data)
+    else:
+        start = _LENGTH.size + _LENGTH.unpack_from(data)[0]
+        number, told, names, (row,) = marshal.loads(data[_LENGTH.size : start])
+        rows = [(*row[:-1], Message(CALL, data[start:], message.beside, message.buffers))]
+    return number, msgspec.convert(told, Context), names, rows
+
+
+def arguments_in(given: Any) -> Sequence[Any]:
+    """The arguments of a row. Raises what unpickling raises."""
+    if given.__class__ is tuple:
+        return given
+    return unpacked(Message(CALL, given) if given.__class__ is bytes else given, loads)
+
+
+def result_of(value: Any, began: float) -> Message:
+    """What a body has given, and when it began. Raises what pickling raises."""
+    kind = value.__class__
+    if kind in _PLAIN and not ((kind is str or kind is bytes) and len(value) > SMALL):
+        return Message(VALUE, marshal.dumps((value, began)))
+    return packed(DONE, [value, began], dumps)
+
+
+def failure(error: BaseException, text: str, began: float | None = None) -> Message:
+    """A message with what a body raised, and where it did; see `answer_in`."""
+    ending: list[Any] | None = None
+    if isinstance(error, SystemExit):
+        code = error.code
+        ending = ["exit", code if code.__class__ in _PLAIN else text_of(error)]
+    elif isinstance(error, KeyboardInterrupt):
+        ending = ["interrupt", None]
+    elif is_cancellation(error):
+        ending = ["cancellation", None]
+    return packed(FAILED, [*encode_error(error), text, ending, began], dumps)
+
+
+def answer_in(message: Message) -> tuple[Any, float | None, BaseException | None]:
+    """What a body has given, when it began, and its error, if it gave one instead."""
+    try:
+        if message.kind == VALUE:
+            return (*marshal.loads(message.data), None)
+        if message.kind == DONE:
+            return (*unpacked(message, loads), None)
+        return None, *_error_in(*unpacked(message, loads))
+    except BaseException as error:  # deliberate: of the result's own making
+        return None, None, error
+
+
+def _error_in(
+    name: str, data: bytes, text: str, ending: list[Any] | None, began: float | None
+) -> tuple[float | None, BaseException]:
+    """What stops a program, or a task, is of the same kind here as there."""
+    error: BaseException
+    match ending:
+        case ["exit", code]:
+            error = SystemExit(code)
+        case ["interrupt", _]:
+            error = KeyboardInterrupt()
+        case ["cancellation", _]:
+            import asyncio  # 30 ms, where the program is trio's
+
+            error = asyncio.CancelledError()
+        case _:
+            error = decode_error(name, data)
+    error.add_note(f"In the worker process:\n{text}")
+    return began, error
+
+
+def _head(function: Function, setting: Setting) -> list[Any]:
+    return [function.number, setting.told, setting.names]
+
+
+def _who(run: Run) -> tuple[Any, ...]:
+    """Its number and given name, and which attempt this is: Running is entered by the body, unless its hooks were."""
+    states = run.states
+    attempt = 1 if len(states) == 1 else attempts(states) + (states[-1].type is not RUNNING)
+    return run.number, run.given_name, attempt
 
 
 def setup_of(initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> Message:
@@ -85,7 +255,6 @@ def setup_of(initializer: Callable[..., object] | None, initargs: tuple[Any, ...
 
 
 _numbers = itertools.count(1)
-_functions: weakref.WeakKeyDictionary[TaskSpec, tuple[int, Message]] = weakref.WeakKeyDictionary()
 
 
 def dumps(value: Any, beside: Callable[[Any], object]) -> bytes:
@@ -100,34 +269,44 @@ def plain(value: Any, beside: Callable[[Any], object]) -> bytes:
 loads = pickles.loads
 
 
-def call_of(run: Run, store: str, on_start: Callable[[], None] | None) -> Call:
+def call_of(kind: type[C], run: Run, store: str, on_start: Callable[[], None] | None) -> C:
     """What of a run travels. Raises `SerializationError`, naming what cannot."""
-    number, function = _function_of(run.spec)
-    values = [number, msgspec.to_builtins(_context_of(run, store)), list(run.kwargs), *run.args, *run.kwargs.values()]
-    is_plain = all(value.__class__ in _PLAIN for value in (*run.args, *run.kwargs.values()))
+    function: Function = run.spec.sent or _function_of(run.spec)
+    setting = function.setting
+    if run.slots is not None or run.guards:  # its own
+        setting = Setting(run, store)
+    elif setting is None or not setting.fits(run, store):
+        setting = function.setting = Setting(run, store)
+    values = (*run.args, *run.kwargs.values()) if run.kwargs else run.args
+    for value in values:
+        type_ = value.__class__
+        if type_ not in _PLAIN or ((type_ is str or type_ is bytes) and len(value) > SMALL):
+            break
+    else:
+        return kind(run, function, setting, values, None, on_start)
     try:
-        message = packed(CALL, values, plain if is_plain else dumps)
+        message = packed(CALL, values, dumps)
+        if not message.buffers and len(message.data) <= SMALL:
+            return kind(run, function, setting, message.data, None, on_start)
+        return kind(run, function, setting, None, by_itself(function, setting, run, message), on_start)
     except Exception as error:
         raise _refusal(run, error) from error
-    return Call(run, number, function, message, on_start)
 
 
-def _function_of(spec: TaskSpec) -> tuple[int, Message]:
-    found = _functions.get(spec)
-    if found is None:
-        body = spec.body
-        name = _importable(body) if body is spec.fn else None
-        number = next(_numbers)
-        values = [number, name, None if name else body, spec.name, spec.key, spec.is_async, spec.is_generator]
-        try:
-            message = packed(FUNCTION, values, dumps)
-        except Exception as error:
-            raise SerializationError(
-                f"task {spec.name!r} cannot be sent to a worker process: {text_of(error)}; what its function refers to "
-                f"(globals, a closure) must be picklable, or imported inside it"
-            ) from error
-        found = _functions[spec] = (number, message)
-    return found
+def _function_of(spec: TaskSpec) -> Function:
+    body = spec.body
+    name = _importable(body) if body is spec.fn else None
+    number = next(_numbers)
+    values = [number, name, None if name else body, spec.name, spec.key, spec.is_async, spec.is_generator]
+    try:
+        message = packed(FUNCTION, values, dumps)
+    except Exception as error:
+        raise SerializationError(
+            f"task {spec.name!r} cannot be sent to a worker process: {text_of(error)}; what its function refers to "
+            f"(globals, a closure) must be picklable, or imported inside it"
+        ) from error
+    function = spec.sent = Function(number, message)
+    return function
 
 
 def _importable(fn: Any) -> tuple[str, str] | None:
@@ -150,22 +329,14 @@ def imported(module: str, name: str) -> Any:
     return getattr(found, "fn", found)
 
 
-def _context_of(run: Run, store: str) -> Context:
-    flow = run.flow
-    loop = current_loop()
-    held = [one for one in (run.slots, *(run.guards or ())) if one is not None]
-    return Context(
-        number=run.number, name=run.name, parent_number=run.parent_number, tags=sorted(run.tags),
-        run_count=run.run_count + (run.states[-1].type is not RUNNING),
-        start=run.states[-1].time, log_prints=sends_prints(run), store=store,
-        backend="asyncio" if loop is None else loop.backend,
-        flow=None if flow is None else (flow.number, flow.name, flow.spec.name),
-        holds=[line.name for one in held for line in one.lines],
-    )  # fmt: skip
-
-
-def deliver(run: Run, values: list[Any]) -> None:
-    """What the body of `run` has logged: an entry to be kept with a run, or a record for the loggers here."""
+def deliver(call: Call, values: list[Any]) -> None:
+    """What a body tells: an entry to be kept with a run, or a record for the loggers here; or which runs it starts."""
+    run = call.run
+    if values[0] is None:
+        if call.guests is None:
+            call.guests = Guests(run)
+        call.guests.heard(values[1], values[2])
+        return
     if len(values) == 2:
         number, entry = values
         run.journal.keep_log(number, msgspec.convert(entry, LogEntry))
@@ -173,7 +344,10 @@ def deliver(run: Run, values: list[Any]) -> None:
     name, level, level_name, text, created, fields = values
     known = {"name": name, "levelno": level, "levelname": level_name, "msg": text, "created": created}
     record = logging.makeLogRecord({**known, **fields})
-    logging.getLogger(name).handle(record)
+    try:
+        logging.getLogger(name).handle(record)
+    except Exception:  # a handler's or filter's own: the body goes on, and its result must find who reads it
+        logger.exception("What run %r logged in its worker could not be logged here", run.name)
 
 
 def _refusal(run: Run, error: Exception) -> SerializationError:

@@ -1,8 +1,10 @@
-"""Worker processes, each of which can be killed alone, and the calls of runs' bodies in them.
+"""Calls of runs' bodies in worker processes, each of which can be killed alone.
 
 1. A call goes to a worker that has nothing to do; a worker is started when there is none and there may be one more.
    Each has a thread here that sends it calls and waits for what comes back.
-2. A function is sent once to each worker, and then called by its number.
+2. A function is sent once to each worker, and then called by its number. Calls of it that are short, as those before
+   were, go together, as many as take 5 ms; so do as many as `map(batch_size=)` says. Their answers come home together
+   as well, after 5 ms at the latest; none is lost with its worker.
 3. A body that must end is ended by killing its worker; the next call finds another one. A worker that dies fails the
    call that it was at, and no other, with `WorkerLostError`.
 """
@@ -12,166 +14,312 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
 
+from .blocking import drive
 from .bodies import begin
 from .errors import WorkerLostError
-from .parcels import DONE, FAILED, Call, call_of, deliver, loads
-from .runs import Run
-from .serializers import decode_error
+from .loops import here
+from .parcels import LOG, READY, SKIPPED, Call, answer_in, call_of, deliver, loads
+from .progress import MOST
+from .runs import Run, current_batch
 from .wires import Message, unpacked
-from .workers import END_SECONDS, Worker
+from .workers import END_SECONDS, START_SECONDS, Process, Spawned, Worker
 
-#: Seconds after which a worker that has nothing to do ends, and that one gets to start.
-IDLE_SECONDS, START_SECONDS = 60.0, 60.0
-#: Seconds that a body gets to end which was sent together with others before it was stopped.
-SHORT_SECONDS = 0.05
-#: Calls that are sent together at most, seconds that they are to take, and bytes of each: all of them fit into the
-#: wire, so that neither side waits for the other to read.
-TOGETHER, TOGETHER_SECONDS, SMALL = 64, 0.005, 4096
+#: Seconds after which a worker that has nothing to do ends.
+IDLE_SECONDS = 60.0
+#: Calls that are sent together at most, unless somebody says so, and seconds that they are to take.
+TOGETHER, TOGETHER_SECONDS = 512, 0.005
+#: Seconds that answers may lie here unread, and that one body may take then before the others are taken back.
+UNREAD_SECONDS, LONG_SECONDS = 0.005, 0.02
 
 
-class CallFuture(Future[Any]):
-    """The future of a call; `stop` ends its body."""
+class CallFuture(Call, eq=False):
+    """What becomes of a call. (A `concurrent.futures.Future` has locks of its own, which take 5 us.)"""
 
-    def __init__(self, call: Call) -> None:
-        super().__init__()
-        self.call = call
-        self.worker: Worker | None = None
-        self._is_stopped = False
-        self._lock = threading.Lock()
+    #: How many calls are to go together, if somebody said so.
+    batch: int | None = None
+    #: Where it is, and its place among the calls that were sent with it; None before that, and afterwards.
+    worker: Worker | None = None
+    place: int = 0
+    has_begun: bool = False
+    is_stopped: bool = False
+    is_done: bool = False
+    call_backs: tuple[Callable[[Any], object], ...] = ()
+    value: Any = None
+    error: BaseException | None = None
 
-    def begin(self, worker: Worker) -> bool:
-        """The body begins, in this worker; False if it is not to, any more."""
-        with self._lock:
-            if self._is_stopped:
-                return False
-            self.worker = worker
-            begin(self.call.run)
-        if self.call.on_start is not None:
-            self.call.on_start()
-        return True
+    def done(self) -> bool:
+        return self.is_done
+
+    def result(self) -> Any:
+        """What the body gave. Raises its error, or `WorkerLostError`."""
+        if self.error is None:
+            return self.value
+        try:
+            raise self.error
+        finally:
+            del self  # the traceback leads here, and must not lead on to the error
+
+    def add_done_callback(self, fn: Callable[[Any], object], /) -> None:
+        with _changing:
+            if not self.is_done:
+                self.call_backs = (*self.call_backs, fn)
+                return
+        fn(self)
+
+    def begin(self, began: float | None = None) -> None:
+        """The body has begun, then or now."""
+        with _changing:
+            if self.has_begun or self.is_stopped:
+                return
+            self.has_begun = True
+            begin(self.run, began)
+        if self.on_start is not None:
+            self.on_start()
+
+    def settle(self, value: Any, error: BaseException | None = None, began: float | None = None) -> None:
+        """It is over; if the body had begun, and nobody knew, it did so then."""
+        if not self.has_begun and began is not None:
+            self.begin(began)
+        if self.guests is not None:
+            drive(self.guests.over())
+        with _changing:
+            self.value, self.error, self.worker, self.is_done = value, error, None, True
+            call_backs, self.call_backs = self.call_backs, ()
+        for fn in call_backs:
+            fn(self)
 
     def stop(self) -> None:
-        """End the call: it is taken out of the line, or its worker is killed. From any thread."""
-        with self._lock:
-            self._is_stopped = True
+        """End the call: it is not begun any more, or its worker is killed. From any thread."""
+        with _changing:
+            self.is_stopped = True
             worker = self.worker
-        if not self.cancel() and worker is not None and not self.done():
-            worker.kill()
+            if worker is not None and worker.progress.stop(self.place):
+                worker.kill()
+
+
+#: Held to change what a future says: any, because a lock for each takes longer than all of them ever wait.
+_changing = threading.RLock()  # what is told of a run that begins may ask for its future
+
+
+#: What was sent together and is not answered yet, in order; None for what was taken back.
+Sent: TypeAlias = "deque[CallFuture | None]"
 
 
 class ProcessPool:
     """At most `max_workers` processes that call functions, first come, first served; see the rules above."""
 
-    def __init__(self, max_workers: int, setup: Callable[[], Message], max_calls: int | None = None) -> None:
+    def __init__(
+        self, max_workers: int, setup: Callable[[], Message], max_calls: int | None = None,
+        process: Callable[[Sequence[int]], Process] = Spawned,
+    ) -> None:  # fmt: skip
         self._max_workers = max_workers
         self._setup = setup
+        self._process = process
         self._max_calls = max_calls
         self._calls: deque[CallFuture] = deque()
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._idle = 0
         self._threads: set[threading.Thread] = set()
         self._workers: set[Worker] = set()
-        self._closed = False
-        #: How long a call of each function takes, as a rule.
-        self._seconds: dict[int, float] = {}
+        self._is_closed = False
+        self._is_over = False
+        self._is_due = False
 
     def start(self, run: Run, store: str, on_start: Callable[[], None] | None) -> CallFuture:
         """Put the call of a run's body into the line; see `waiting.Elsewhere`."""
-        future = CallFuture(call_of(run, store, on_start))
-        with self._changed:
-            if self._closed:
+        future = call_of(CallFuture, run, store, on_start)
+        batch = current_batch.get()
+        if batch is not None and batch[0] is run.spec:
+            future.batch = batch[1]
+        with self._lock:
+            if self._is_closed:
                 raise RuntimeError("this process pool is closed")
             self._calls.append(future)
-            if self._idle >= len(self._calls) or len(self._threads) >= self._max_workers:
-                self._changed.notify()
-            else:
-                thread = threading.Thread(target=self._work, name="asynctask-process", daemon=True)
-                self._threads.add(thread)
-                thread.start()
+            if future.batch is None:
+                if self._idle or len(self._threads) < self._max_workers:
+                    self._provide()
+            elif not self._is_due:  # once all are here that are to go together
+                self._is_due = True
+                here().call_soon(self._provide_now)
         return future
+
+    def _provide_now(self) -> None:
+        with self._changed:
+            self._is_due = False
+            for _ in range(self._max_workers):
+                self._provide()
+
+    def _provide(self) -> None:
+        """See that a call in the line finds a worker."""
+        if self._idle >= len(self._calls) or len(self._threads) >= self._max_workers:
+            self._changed.notify()
+        else:
+            thread = threading.Thread(target=self._work, name="asynctask-process", daemon=True)
+            self._threads.add(thread)
+            thread.start()
 
     def _work(self) -> None:
         """The thread of one worker."""
         worker: Worker | None = None
         try:
-            while futures := self._next_calls():
+            while futures := self._next_calls(worker):
+                if worker is not None and worker.is_gone():  # killed while it had nothing to do: nobody's attempt
+                    self._let_go(worker)
+                    worker = None
                 try:
                     worker = worker or self._started()
                 except BaseException as error:  # deliberate: it is the outcome of the call, whatever it is
-                    futures.popleft().set_exception(error)
+                    futures.pop(0).settle(None, error)
                     self._put_back(futures)
                     continue
-                worker = self._at_work(worker, futures)
+                worker = self._at_work(worker, deque(futures))
                 del futures
         finally:
             if worker is not None:
                 self._let_go(worker)
 
-    def _at_work(self, worker: Worker, futures: deque[CallFuture]) -> Worker | None:
+    def _at_work(self, worker: Worker, futures: Sent) -> Worker | None:
         """Have calls answered, one after the other; None if the worker is there no more."""
+        count = len(futures)
+        began = time.monotonic()
+        first = futures[0]
+        assert first is not None
         try:
-            worker.put([future.call for future in futures])
-            while futures:
-                future = futures[0]
-                began = time.monotonic()
-                is_wanted = future.begin(worker)
-                # It was stopped after it was sent: a short body may as well end, a long one is killed.
-                worker.wire.settimeout(None if is_wanted else SHORT_SECONDS)
-                try:
-                    outcome = _answer(worker, future.call)
-                except (EOFError, OSError):
-                    raise
-                except BaseException as error:  # deliberate: it is the outcome of the call, whatever it is
-                    futures.popleft().set_exception(error)
-                else:
-                    futures.popleft().set_result(outcome)
-                    del outcome
-                worker.calls += 1
-                self._took(future.call.number, time.monotonic() - began)
-                del future
-        except (EOFError, OSError):  # it is dead, or is to be
-            worker.kill()
-            future = futures.popleft()
-            who = f"the worker process (pid {worker.process.pid}) of run {future.call.run.name!r}"
-            future.set_exception(WorkerLostError(f"{who} {self._let_go(worker)}"))
-            self._put_back(futures)
+            self._hand_over(worker, futures)
+            first.begin()
+            if count == 1:
+                while futures:
+                    self._hear(worker, first, futures)
+            else:
+                count -= self._hear_together(worker, first, futures)
+        except (EOFError, OSError, MemoryError):  # it is dead, or is to be; or what it sends cannot be read on
+            self._lose(worker, futures)
             return None
+        first.function.took((time.monotonic() - began) / count)
+        worker.calls += count
         if self._max_calls is not None and worker.calls >= self._max_calls:
             self._let_go(worker)
             return None
         return worker
 
-    def _took(self, number: int, seconds: float) -> None:
-        before = self._seconds.get(number, seconds)
-        self._seconds[number] = before + (seconds - before) / 8
+    def _hand_over(self, worker: Worker, futures: Sent) -> None:
+        calls = [future for future in futures if future is not None]
+        with _changing:
+            worker.progress.clear(len(calls))
+            for place, future in enumerate(calls):
+                future.worker, future.place = worker, place
+                if future.is_stopped:
+                    worker.progress.stop(place)
+        worker.put(calls)
 
-    def _put_back(self, futures: deque[CallFuture]) -> None:
-        """Calls that were sent, but not begun, when their worker was lost: first in line again."""
-        if futures:
-            with self._changed:
+    def _hear(self, worker: Worker, sent: CallFuture, futures: Sent) -> None:
+        """Take the next answer, or what is logged before it."""
+        message = worker.reader.receive()
+        if message.kind == LOG:
+            deliver(futures[0] or sent, unpacked(message, loads))
+            return
+        if message.left != len(futures) - 1:  # a run must never be given the result of another
+            raise OSError(f"{message.left} answers are said to follow, of {len(futures)}")
+        future = futures.popleft()
+        if message.kind == SKIPPED:
+            if future is not None:
+                self._put_back([future])
+            return
+        assert future is not None, "a call that was taken back has been answered"
+        value, began, error = answer_in(message)
+        future.settle(value, error, began)
+
+    def _hear_together(self, worker: Worker, sent: CallFuture, futures: Sent) -> int:
+        """Take the answers of all calls, as many at once as there are; how many calls were taken back."""
+        taken_back = 0
+        seconds: float | None = UNREAD_SECONDS
+        while futures:
+            worker.wait(seconds)
+            is_news = False
+            while futures and worker.reader.is_there():
+                self._hear(worker, sent, futures)
+                is_news = True
+            first = futures[0] if futures else None
+            if first is None:
+                continue
+            first.begin()
+            if is_news:
+                seconds = UNREAD_SECONDS
+            elif seconds == UNREAD_SECONDS:
+                seconds = LONG_SECONDS
+            elif seconds is not None:  # when a long body ends, or logs something, the bell is rung
+                seconds = None
+                if first.batch is None and len(futures) > 1 and not taken_back:
+                    taken_back = self._take_back(worker, futures)
+        return taken_back
+
+    def _take_back(self, worker: Worker, futures: Sent) -> int:
+        """What is behind a long body need not wait for it: another worker may have nothing to do.
+
+        Their answers, which say nothing, still come: before that, nothing else can be sent.
+        """
+        behind = [future for future in futures if future is not None][1:]
+        first = worker.progress.take_back(behind[0].place, behind[-1].place + 1)
+        taken = [future for future in behind if future.place >= first]
+        for place in range(len(futures) - len(taken), len(futures)):
+            futures[place] = None
+        self._put_back(taken)
+        return len(taken)
+
+    def _lose(self, worker: Worker, futures: Sent) -> None:
+        """The worker is gone: the call that it was at fails, and all others are in the line again."""
+        was_killed = worker.is_killed
+        worker.kill()
+        how = self._let_go(worker)
+        left = [future for future in futures if future is not None]
+        if not left:
+            return
+        begun = worker.progress.begun
+        is_at_fault = begun > left[0].place if begun else not was_killed
+        if is_at_fault and not worker.progress.is_halted:
+            future = left.pop(0)
+            future.begin()
+            who = f"the worker process (pid {worker.process.pid}) of run {future.run.name!r}"
+            future.settle(None, WorkerLostError(f"{who} {how}"))
+        self._put_back(left)
+
+    def _put_back(self, futures: Sequence[CallFuture]) -> None:
+        """Calls that were not begun: first in line again."""
+        if not futures:
+            return
+        with _changing:
+            for future in futures:
+                future.worker = None
+        with self._changed:
+            if not self._is_over:
                 self._calls.extendleft(reversed(futures))
-                self._changed.notify()
+                self._provide()
+                return
+        self._refuse(futures)
+
+    def _refuse(self, futures: Iterable[CallFuture]) -> None:
+        for future in futures:
+            future.settle(None, WorkerLostError(f"the process pool of run {future.run.name!r} was closed"))
 
     def _started(self) -> Worker:
-        worker = Worker(self._setup())
+        worker = Worker(self._setup(), self._process)
         with self._changed:
             self._workers.add(worker)
         worker.wire.settimeout(START_SECONDS)
         try:
             message = worker.reader.receive()
             worker.wire.settimeout(None)
-            if message.kind == FAILED:
-                raise _error_in(message)
         except (EOFError, OSError) as error:
             how = self._let_go(worker)
             raise WorkerLostError(f"a worker process could not start: it {how}") from error
-        except BaseException:
+        _, _, error_there = (None, None, None) if message.kind == READY else answer_in(message)
+        if error_there is not None:
             self._let_go(worker)
-            raise
+            raise error_there
         return worker
 
     def _let_go(self, worker: Worker) -> str:
@@ -179,18 +327,19 @@ class ProcessPool:
             self._workers.discard(worker)
         return worker.close()
 
-    def _next_calls(self) -> deque[CallFuture]:
-        """The next call, or several short ones, which are sent together; none if this worker is not needed any more."""
+    def _next_calls(self, worker: Worker | None) -> list[CallFuture]:
+        """The next call, or several that are sent together; none if this worker is not needed any more."""
+        room = MOST if self._max_calls is None else min(MOST, self._max_calls - (0 if worker is None else worker.calls))
+        taken: list[CallFuture] = []
         with self._changed:
             while True:
-                taken: deque[CallFuture] = deque()
-                while self._calls and (not taken or self._goes_with(taken)):
+                while self._is_next_ready() and (not taken or (len(taken) < room and self._goes_with(taken))):
                     future = self._calls.popleft()
-                    if future.running() or future.set_running_or_notify_cancel():  # the first: it was put back
+                    if not future.is_stopped:
                         taken.append(future)
                 if taken:
                     return taken
-                if self._closed:
+                if self._is_closed:
                     break
                 self._idle += 1
                 told = self._changed.wait(IDLE_SECONDS)
@@ -200,48 +349,42 @@ class ProcessPool:
             self._threads.discard(threading.current_thread())
             return taken
 
-    def _goes_with(self, taken: deque[CallFuture]) -> bool:
-        """Whether the next call is to be sent together with those before it: they are short, and fit into the wire."""
-        call, first = self._calls[0].call, taken[0].call
-        if call.number != first.number or call.size > SMALL or self._max_calls is not None:
+    def _is_next_ready(self) -> bool:
+        """Whether a call is in the line that need not wait for others which are to go with it."""
+        return bool(self._calls) and not (self._is_due and self._calls[0].batch is not None)
+
+    def _goes_with(self, taken: list[CallFuture]) -> bool:
+        """Whether the next call is to be sent together with those before it."""
+        next_one, first = self._calls[0], taken[0]
+        if next_one.setting is not first.setting or next_one.batch != first.batch:
             return False
-        most = min(TOGETHER, int(TOGETHER_SECONDS / max(self._seconds.get(call.number, 1.0), 1e-6)))
+        if next_one.small is None or first.small is None:
+            return False
+        if first.batch is not None:
+            return len(taken) < first.batch
+        seconds = first.function.seconds
+        most = 1 if seconds is None else min(TOGETHER, int(TOGETHER_SECONDS / max(seconds, 1e-6)))
         return len(taken) < min(most, 1 + len(self._calls) // self._max_workers)
 
-    def stop(self, future: Future[Any]) -> None:
+    def stop(self, future: Any) -> None:
         assert isinstance(future, CallFuture)
         future.stop()
 
     def close(self, timeout: float) -> None:
         """Take no more calls, and wait for the workers to end, at most `timeout` seconds; then kill them."""
         with self._changed:
-            self._closed = True
+            self._is_closed = True
             self._changed.notify_all()
             threads = list(self._threads)
         end = time.monotonic() + timeout
         for thread in threads:
             thread.join(max(0.0, end - time.monotonic()))
         with self._changed:
-            workers = list(self._workers)
+            workers, left = list(self._workers), list(self._calls)
+            self._calls.clear()
+            self._is_over = True
         for worker in workers:
             worker.kill()
+        self._refuse(left)
         for thread in threads:
             thread.join(END_SECONDS)
-
-
-def _answer(worker: Worker, call: Call) -> Any:
-    """What the worker answers: a result, or an exception, raised. What it logs before that is delivered."""
-    while True:
-        message = worker.reader.receive()
-        if message.kind == DONE:
-            return unpacked(message, loads)[0]
-        if message.kind == FAILED:
-            raise _error_in(message)
-        deliver(call.run, unpacked(message, loads))
-
-
-def _error_in(message: Message) -> Exception:
-    name, data, text = unpacked(message, loads)
-    error = decode_error(name, data)
-    error.add_note(f"In the worker process:\n{text}")
-    return error

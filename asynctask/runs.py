@@ -266,15 +266,16 @@ class Run(Trace, eq=False, gc=True, weakref=True):
     #: What a submitted generator has given so far.
     yielded: Yielded | None = None
 
-    def enter(self, type: StateType, name: str, message: str = "") -> None:
-        """Add a state to the history. Raises `TransitionError`, changing nothing, if it may not follow."""
+    def enter(self, type: StateType, name: str, message: str = "", at: float | None = None) -> None:
+        """Add a state to the history, as of now or of `at`. Raises `TransitionError`, changing nothing, if it may not
+        follow."""
         states = self.states
         last = states[-1]
         bit = BITS[type]
         if not NEXT_BITS[last.type] & bit:
             raise TransitionError(f"run {self.name!r} cannot go from {last.name} to {name}")
         journal = self.journal
-        now = journal.now()
+        now = journal.now() if at is None else at
         if now < (soonest := last.time + 2e-6):  # the wall clock stood still or was set back; a history only goes
             now = soonest  # forward, by so much that timestamps, which are rounded to a microsecond, do so too
         state = State(type, name, now, message)
@@ -441,6 +442,8 @@ class Handle(msgspec.Struct, eq=False, weakref=True):
 
 #: The run whose body is executing here, or None outside any.
 current_run: ContextVar[Run | None] = ContextVar("asynctask_current_run", default=None)
+#: Of the task with this spec so many calls are to go to a worker together.
+current_batch: ContextVar[tuple[TaskSpec, int] | None] = ContextVar("asynctask_current_batch", default=None)
 #: The transaction that this code is in.
 current_transaction: ContextVar[Any] = ContextVar("asynctask_current_transaction", default=None)
 #: Tags of the enclosing `with tags(...)` blocks.

@@ -45,6 +45,8 @@ class TaskSpec(msgspec.Struct, eq=False, weakref=True, dict=True):
     enclose: Callable[[Any, Any], Any] | None = None
     #: Set for tasks that keep results: what looks them up first, and keeps them (see `results`).
     keeper: Any = None
+    #: What of it travels to workers, once one has been called (see `parcels`).
+    sent: Any = None
     #: Set by flows that check their arguments: for those that were futures at the call, once they are filled in.
     check_filled: Callable[[tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]] | None = None
 

@@ -1,4 +1,4 @@
-"""What users' own tests need: virtual time, seeded randomness, a runtime that shares nothing.
+"""What users' own tests need: virtual time, seeded randomness, a runtime that shares nothing; the contract of runners.
 
 In `with virtual_time() as clock: download(...)`, a task with five retries and delays of 1, 2, 4, 8 and 16 seconds is
 through at once, and `clock.elapsed` is 31.
@@ -15,6 +15,7 @@ from types import TracebackType
 from .blocking import drive
 from .clocks import Clock
 from .errors import OptionError
+from .runner_contract import TaskRunnerContract as TaskRunnerContract
 from .scopes import Runtime, current_runtime
 from .stores.memory import MemoryStore
 

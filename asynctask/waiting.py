@@ -21,7 +21,7 @@ import anyio
 
 from . import loops
 from .bodies import Body, collect_async, timed_out
-from .errors import StoreError
+from .errors import StoreError, WorkerLostError
 from .hooks import Afterwards, log_hook
 from .limits import Limits
 from .lines import Slots
@@ -39,17 +39,29 @@ logger = logging.getLogger("asynctask")
 T = TypeVar("T")
 
 
+class Answer(Protocol):
+    """What becomes of a body elsewhere; a `concurrent.futures.Future` is one."""
+
+    def done(self) -> bool: ...
+
+    def result(self) -> Any:
+        """What the body gave. Raises its error."""
+        ...
+
+    def add_done_callback(self, fn: Callable[[Any], object], /) -> None: ...
+
+
 class Elsewhere(Protocol):
     """Where bodies run that are not to run in this process."""
 
-    def start(self, run: Run, store: str, on_start: Callable[[], None] | None) -> Future[Any]:
+    def start(self, run: Run, store: str, on_start: Callable[[], None] | None) -> Answer:
         """Call the body of `run`, whose runs are kept in the store of that URL; `on_start` when it begins.
 
         Enters Running when it begins, if nobody has. Raises `SerializationError` for what cannot travel.
         """
         ...
 
-    def stop(self, future: Future[Any]) -> None:
+    def stop(self, future: Any) -> None:
         """End the body, as far as that is possible; from now on, it changes nothing of its run."""
         ...
 
@@ -223,13 +235,11 @@ class Loop:
         started = None if run.spec.options.timeout is None else loops.here().waker()
         body.on_start = None if started is None else started.wake
         run.blocker = "a free thread"
-        future = self.services.runner(run).executor().submit(loops.context_for_thread().run, body)
-
-        def stop() -> None:
-            if not future.done() and not future.cancel():
-                self._interrupt(body)
-
-        return await self._answer(run, future, started, stop)
+        try:
+            future = self.services.runner(run).executor().submit(loops.context_for_thread().run, body)
+            return await self._answer(run, future, started, partial(self._interrupt, body, future))
+        finally:
+            run.blocker = None
 
     async def _call_elsewhere(self, run: Run, there: Elsewhere) -> Any:
         started = None if run.spec.options.timeout is None else loops.here().waker()
@@ -240,9 +250,7 @@ class Loop:
         finally:
             run.blocker = None
 
-    async def _answer(
-        self, run: Run, future: Future[Any], started: loops.Waker | None, stop: Callable[[], None]
-    ) -> Any:
+    async def _answer(self, run: Run, future: Answer, started: loops.Waker | None, stop: Callable[[], None]) -> Any:
         """What a body gives that is not on this loop; `stop` ends it, should nobody wait for that any more."""
         ended = loops.here().waker()
         future.add_done_callback(lambda _: ended.wake())
@@ -262,9 +270,11 @@ class Loop:
         except BaseException:
             stop()
             raise
-        return future.result()
+        return _result_of(run, future)
 
-    def _interrupt(self, body: Body) -> None:
+    def _interrupt(self, body: Body, future: Future[Any]) -> None:
+        if future.done() or future.cancel():
+            return
         abandoned = self.services.abandoned
         if body.interrupt(on_end=lambda: abandoned.discard(body)):
             abandoned.add(body)
@@ -404,6 +414,12 @@ class Loop:
             raise timed_out(run)
         finally:
             del run, step
+
+
+def _result_of(run: Run, future: Any) -> Any:
+    if isinstance(future, Future) and future.cancelled():
+        raise WorkerLostError(f"the body of run {run.name!r} was dropped by its executor before it began")
+    return future.result()  # pyright: ignore[reportUnknownVariableType]
 
 
 class in_time:

@@ -13,8 +13,8 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-#: Kind, length of the pickle, number of bytes beside it, and of buffers.
-_HEAD = struct.Struct("!BQII")
+#: Kind, length of the pickle, number of bytes beside it, and of buffers, and of answers that are to follow.
+_HEAD = struct.Struct("!BQIII")
 #: Bytes from which on a value goes beside the pickle; and up to which a message is put together before it is sent.
 LARGE, SMALL = 1 << 16, 1 << 14
 #: For a socket's own buffers: fewer switches between the two processes.
@@ -38,6 +38,8 @@ class Message(NamedTuple):
     #: How many of the buffers are bytes of which the pickle says `Beside`; the others are protocol 5's.
     beside: int = 0
     buffers: Sequence[Any] = ()
+    #: Of one that came as an answer: how many are still to come of those that were asked for together.
+    left: int = 0
 
 
 class Sealed:
@@ -54,7 +56,7 @@ class Sealed:
         return len(self.message.data) + sum(memoryview(one).nbytes for one in self.message.buffers)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        kind, data, beside, buffers = self.message
+        kind, data, beside, buffers, _ = self.message
         is_mutable = [not memoryview(one).readonly for one in buffers]
         held = [pickle.PickleBuffer(one) if protocol >= 5 else bytes(one) for one in buffers]
         return opened, (kind, data, beside, held, is_mutable)
@@ -104,16 +106,10 @@ def unpacked(message: Message, loads: Loads) -> list[Any]:
     return [message.buffers[one.place] if one.__class__ is Beside else one for one in values]
 
 
-def in_bytes(message: Message) -> bytes:
-    """A message without buffers, as it is sent."""
-    assert not message.buffers, "its buffers are sent by themselves"
-    return _HEAD.pack(message.kind, len(message.data), 0, 0) + message.data
-
-
-def send(wire: socket.socket, message: Message) -> None:
+def send(wire: socket.socket, message: Message, left: int = 0) -> None:
     """Raises `OSError` if nobody is there any more."""
-    kind, data, beside, buffers = message
-    head = _HEAD.pack(kind, len(data), beside, len(buffers))
+    kind, data, beside, buffers, _ = message
+    head = _HEAD.pack(kind, len(data), beside, len(buffers), left)
     if buffers:
         # Whether it may be written to, there as here: an array made of bytes could not.
         sizes = [memoryview(one).nbytes << 1 | (not memoryview(one).readonly) for one in buffers]
@@ -163,12 +159,31 @@ class Reader:
 
     def receive(self) -> Message:
         """The next message. Raises `EOFError` if there is none, and `OSError` if the wire is broken."""
-        kind, length, beside, count = _HEAD.unpack(self._exactly(_HEAD.size))
+        data, start = self._data, self._place + _HEAD.size
+        if start <= len(data):  # all of it has come, as a rule
+            kind, length, beside, count, left = _HEAD.unpack_from(data, self._place)
+            end = start + length
+            if not count and end <= len(data):
+                self._place = end
+                return Message(kind, data[start:end], 0, (), left)
+        kind, length, beside, count, left = _HEAD.unpack(self._exactly(_HEAD.size))
         if not count:
-            return Message(kind, self._exactly(length))
+            return Message(kind, self._exactly(length), 0, (), left)
         sizes = struct.unpack(f"!{count}Q", self._exactly(8 * count))
         data = self._exactly(length)
-        return Message(kind, data, beside, [self._buffer(one >> 1, bool(one & 1)) for one in sizes])
+        return Message(kind, data, beside, [self._buffer(one >> 1, bool(one & 1)) for one in sizes], left)
+
+    def is_there(self) -> bool:
+        """Whether a message has come, or its beginning. Raises `EOFError` if none will."""
+        if self._place < len(self._data):
+            return True
+        try:
+            self._data, self._place = self._wire.recv(LARGE, socket.MSG_DONTWAIT), 0
+        except BlockingIOError:
+            return False
+        if not self._data:
+            raise EOFError
+        return True
 
     def _exactly(self, size: int) -> bytes:
         left = len(self._data) - self._place

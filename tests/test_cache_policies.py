@@ -189,7 +189,7 @@ def test_configuring_gives_a_copy(tmp_path: pathlib.Path) -> None:
         *({"isolation_level": "SNAPSHOT"}, {"isolation_level": 1}, {"isolation_level": ""}, {"key_storage": 1}),
         *({"key_storage": ""}, {"lock_manager": object()}, {"lock_manager": Locks}, {"lock_manager": "locks"}),
     ],
-    ids=repr,
+    ids=range(8),
 )
 def test_a_wrong_configuration_is_refused_at_once(wrong: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match=next(iter(wrong))):

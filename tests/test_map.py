@@ -48,7 +48,7 @@ def test_every_iterable_is_mapped_over(given: Any) -> None:
     assert pair.map(given).result(5) == [(1, "default"), (2, "default")]
 
 
-@pytest.mark.parametrize("given", ["text", b"bytes", bytearray(b"bytes"), 5, None, io.StringIO("a\nb")], ids=repr)
+@pytest.mark.parametrize("given", ["text", b"bytes", bytearray(b"bytes"), 5, None, io.StringIO("a\nb")], ids=range(6))
 def test_strings_bytes_files_and_plain_values_are_passed_to_every_run(given: Any) -> None:
     assert pair.map([1, 2], given).result(5) == [(1, given), (2, given)]
     assert pair.map([1, 2], b=given).result(5) == [(1, given), (2, given)]

@@ -1,5 +1,6 @@
 """Bodies in worker processes: what travels, what comes back, and what becomes of those that die."""
 
+import asyncio
 import logging
 import os
 import signal
@@ -28,6 +29,12 @@ from testkit import limit_of, set_limit, until
 pytestmark = pytest.mark.timeout(60)
 
 
+@pytest.fixture(params=["spawn", "forkserver"])
+def start_method(request: pytest.FixtureRequest) -> str:
+    """For what depends on how a worker begins or ends; what travels to it does not."""
+    return request.param
+
+
 def on_processes(workers: int = 1, **options: Any) -> Runtime:
     return Runtime(store=MemoryStore(), task_runner=ProcessPoolTaskRunner(workers, **options))
 
@@ -54,8 +61,8 @@ def give(value: Any) -> Any:
     return value
 
 
-async def test_sync_and_async_bodies_and_generators_run_in_another_process():
-    async with on_processes() as runtime:
+async def test_sync_and_async_bodies_and_generators_run_in_another_process(start_method):
+    async with on_processes(start_method=start_method) as runtime:
         first = await pid.submit()
         assert first != os.getpid()
         assert await async_pid.submit() == first, "the worker serves the next one as well"
@@ -153,6 +160,63 @@ async def test_an_exception_comes_home_with_its_cause_its_notes_and_where_it_was
     assert "in fail" in caught.value.__notes__[-1]
 
 
+async def test_an_error_of_the_operating_system_in_a_body_is_its_own_and_its_worker_lives_on(tmp_path):
+    async with on_processes():
+        before = await pid.submit()
+        opening = task(lambda path: Path(path).read_text(), name="opening").submit(str(tmp_path / "missing"))
+        with pytest.raises(FileNotFoundError, match="missing"):
+            await opening
+        with pytest.raises(EOFError, match="of its own"):
+            await task(end_of_file).submit()
+        assert await pid.submit() == before
+
+
+def end_of_file() -> None:
+    raise EOFError("of its own")
+
+
+@pytest.mark.parametrize(
+    ("raised", "ended"),
+    [
+        (lambda: SystemExit(3), "Crashed('ended by an exit (code 3)')"),
+        (KeyboardInterrupt, "Crashed('ended by an interrupt')"),
+        (asyncio.CancelledError, "Cancelled('cancelled by its caller')"),
+    ],
+    ids=["exit", "interrupt", "cancellation"],
+)
+async def test_what_is_no_ordinary_exception_ends_a_run_as_it_does_on_a_thread(raised, ended):
+    @task(retries=2)
+    def end() -> None:
+        raise raised()
+
+    async with on_processes():
+        for each in (end, end.with_options(task_runner=ThreadPoolTaskRunner(1))):
+            future = each.submit()
+            assert str(await future.wait_async()) == ended
+            assert future.run.run_count == 1
+        assert await give.submit(1) == 1
+
+
+async def test_a_handler_here_that_raises_costs_neither_the_result_nor_the_ones_after_it(caplog):
+    class Broken(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            if record.getMessage() == "logged 3":
+                raise ZeroDivisionError
+            return True
+
+    caplog.set_level(logging.INFO)
+    broken = Broken()
+    logging.getLogger("asynctask.task_runs").addFilter(broken)
+    try:
+        async with on_processes():
+            give_back = task(lambda number: talk.fn(number) or number, name="give_back")
+            assert [await give_back.submit(number) for number in (3, 4)] == [3, 4]
+    finally:
+        logging.getLogger("asynctask.task_runs").removeFilter(broken)
+    assert "logged 4" in caplog.messages
+    assert any("could not be logged here" in text for text in caplog.messages)
+
+
 async def test_what_cannot_be_pickled_is_refused_with_the_name_of_the_argument():
     async with on_processes():
         with pytest.raises(SerializationError, match=r"task 'give': argument 'value' \(<.*lock.*cannot be sent"):
@@ -179,7 +243,7 @@ def is_running(pid: int) -> bool:
 async def test_a_timeout_kills_the_body_and_no_other(tmp_path):
     async with on_processes(2):
         other = await pid.submit()
-        slow = stuck.with_options(timeout_seconds=0.5).submit(str(tmp_path / "pid"))
+        slow = stuck.with_options(timeout_seconds=1.5).submit(str(tmp_path / "pid"))
         fast = task(lambda: time.sleep(1) or os.getpid(), name="fast").submit()
         with pytest.raises(TaskTimeoutError):
             await slow
@@ -191,8 +255,8 @@ async def test_a_timeout_kills_the_body_and_no_other(tmp_path):
         assert other
 
 
-async def test_a_cancelled_body_is_killed_and_the_next_run_finds_a_worker(tmp_path):
-    async with on_processes():
+async def test_a_cancelled_body_is_killed_and_the_next_run_finds_a_worker(tmp_path, start_method):
+    async with on_processes(start_method=start_method):
         future = stuck.submit(str(tmp_path / "pid"))
         await until((tmp_path / "pid").exists)
         await until((tmp_path / "pid").read_text)
@@ -215,8 +279,8 @@ def die(how: str, counter: str) -> None:
 
 
 @pytest.mark.parametrize(("how", "said"), [("exit", "ended with exit code 7"), ("kill", "was killed by SIGKILL")])
-async def test_a_lost_worker_ends_its_run_crashed_and_no_other(tmp_path, how, said):
-    async with on_processes(2):
+async def test_a_lost_worker_ends_its_run_crashed_and_no_other(tmp_path, how, said, start_method):
+    async with on_processes(2, start_method=start_method):
         others = [task(lambda: time.sleep(0.05) or 1, name="other").submit() for _ in range(6)]
         future = die.submit(how, str(tmp_path / "count"))
         with pytest.raises(WorkerLostError, match=said):
@@ -227,9 +291,11 @@ async def test_a_lost_worker_ends_its_run_crashed_and_no_other(tmp_path, how, sa
 
 
 @pytest.mark.parametrize(("retries", "attempts"), [(0, 1), (1, 2), (9, 3)])
-async def test_a_lost_attempt_is_retried_while_retries_remain_but_not_after_three_in_a_row(tmp_path, retries, attempts):
+async def test_a_lost_attempt_is_retried_while_retries_remain_but_not_after_three_in_a_row(
+    tmp_path, retries, attempts, start_method
+):
     counter = tmp_path / "count"
-    async with on_processes():
+    async with on_processes(start_method=start_method):
         future = die.with_options(retries=retries, retry_on=[KeyError]).submit("exit", str(counter))
         with pytest.raises(WorkerLostError):
             await future
@@ -249,9 +315,11 @@ def note(number: int, path: str) -> int:
     return number
 
 
-async def test_of_short_calls_that_were_sent_together_only_the_one_that_killed_its_worker_is_tried_again(tmp_path):
+async def test_of_short_calls_that_were_sent_together_only_the_one_that_killed_its_worker_is_tried_again(
+    tmp_path, start_method
+):
     path = tmp_path / "notes"
-    async with on_processes(2):
+    async with on_processes(2, start_method=start_method):
         await note.submit(-1, str(path))
         futures = note.with_options(retries=1).map(range(300), str(path))
         assert await futures == list(range(300))
@@ -273,25 +341,64 @@ async def test_a_run_that_is_cancelled_after_it_was_sent_with_others_changes_not
             )
 
 
-async def test_a_worker_that_cannot_start_fails_the_attempt_and_says_why():
+async def test_a_worker_that_cannot_start_fails_the_attempt_and_says_why(start_method):
     def initialize(value: int) -> None:
         raise RuntimeError(f"not with {value}")
 
-    async with on_processes(initializer=initialize, initargs=(3,)):
+    async with on_processes(initializer=initialize, initargs=(3,), start_method=start_method):
         with pytest.raises(RuntimeError, match="not with 3"):
             await pid.submit()
 
 
-async def test_a_worker_is_initialized_once_and_replaced_after_so_many_bodies():
+async def test_a_worker_is_initialized_once_and_replaced_after_so_many_bodies(start_method):
     def initialize(value: str) -> None:
         os.environ["FROM_INITIALIZER"] = value
 
-    async with on_processes(initializer=initialize, initargs=("here",), max_tasks_per_child=2):
+    async with on_processes(
+        initializer=initialize, initargs=("here",), max_tasks_per_child=2, start_method=start_method
+    ):
         read = task(lambda: (os.environ["FROM_INITIALIZER"], os.getpid()), name="read")
         found = [await read.submit() for _ in range(4)]
     assert [value for value, _ in found] == ["here"] * 4
     pids = [number for _, number in found]
     assert pids[0] == pids[1] != pids[2] == pids[3]
+
+
+async def test_a_run_that_is_cancelled_as_its_answer_comes_costs_no_other_run_an_attempt(caplog):
+    """Its worker was killed, but seemed to be free, for the answer was there; and the next run was lost with it."""
+    reached, gate = threading.Event(), threading.Event()
+
+    class Slow(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            reached.set()
+            return gate.wait(10)
+
+    caplog.set_level(logging.INFO)
+    slow = Slow()
+    async with on_processes():
+        logging.getLogger("asynctask.task_runs").addFilter(slow)
+        try:
+            first = talk.submit(1)
+            await until(reached.is_set)
+            await anyio.sleep(0.1)  # the answer comes, while what was logged is still being told
+            first.cancel()
+            assert (await first.wait_async()).is_cancelled()
+            second = pid.submit()
+        finally:
+            gate.set()
+            logging.getLogger("asynctask.task_runs").removeFilter(slow)
+        await second
+        assert second.run.run_count == 1
+
+
+async def test_a_worker_that_is_killed_while_it_has_nothing_to_do_costs_nobody_an_attempt():
+    async with on_processes():
+        killed = await pid.submit()
+        os.kill(killed, signal.SIGKILL)
+        await until(lambda: os.waitid(os.P_PID, killed, os.WEXITED | os.WNOWAIT | os.WNOHANG))
+        future = pid.submit()
+        assert await future != killed
+        assert future.run.run_count == 1
 
 
 @task
@@ -304,8 +411,9 @@ def outer(x: int) -> int:
     return inner(x) + inner.submit(x).result()
 
 
-async def test_runs_that_a_body_starts_are_runs_like_any_other_in_the_same_store(tmp_path):
-    async with Runtime(store=SQLiteStore(tmp_path / "runs.db"), task_runner=ProcessPoolTaskRunner(1)) as runtime:
+async def test_runs_that_a_body_starts_are_runs_like_any_other_in_the_same_store(tmp_path, start_method):
+    runner = ProcessPoolTaskRunner(1, start_method=start_method)
+    async with Runtime(store=SQLiteStore(tmp_path / "runs.db"), task_runner=runner) as runtime:
         future = outer.submit(1)
         assert await future == 4
         runtime.task_runner.close()  # the worker writes what it has as it ends
@@ -322,10 +430,34 @@ async def test_what_a_body_calls_borrows_the_slot_that_its_run_holds_at_home(tmp
         assert limit_of(runtime, "db").in_use == 0
 
 
-async def test_leaving_the_runtime_leaves_no_worker():
-    async with on_processes(2):
+async def test_leaving_the_runtime_leaves_no_worker(start_method):
+    async with on_processes(2, start_method=start_method):
         pids = [await one for one in pid.map(range(8))]
     assert not any(is_running(one) for one in set(pids))
+
+
+async def test_a_worker_ends_as_any_interpreter_does(tmp_path, start_method):
+    def leave() -> None:
+        import atexit
+
+        atexit.register((tmp_path / "at exit").touch)
+        threading.Thread(target=lambda: time.sleep(0.1) or (tmp_path / "thread").touch()).start()
+
+    async with on_processes(start_method=start_method):
+        await task(leave, name="leave").submit()
+    assert (tmp_path / "at exit").exists()
+    assert (tmp_path / "thread").exists()
+
+
+async def test_a_lost_worker_is_noticed_though_a_program_that_it_started_lives_on(tmp_path, start_method):
+    def abandon() -> None:
+        os.system(f"sleep 600 & echo $! > {tmp_path}/pid")  # which would have the wire, if that were inherited
+        os._exit(7)
+
+    async with on_processes(start_method=start_method):
+        with pytest.raises(WorkerLostError, match="ended with exit code 7"):
+            await task(abandon, name="abandon").submit()
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
 
 
 SCRIPT = """
@@ -334,24 +466,25 @@ from asynctask import ProcessPoolTaskRunner, Runtime, task
 
 @task
 def work():
-    os.write(1, f"{os.getpid()}\\n".encode())
+    os.write(1, f"{os.getpid()} {os.getppid()}\\n".encode())
     time.sleep(60)
 
-with_pool = work.with_options(task_runner=ProcessPoolTaskRunner(2))
+with_pool = work.with_options(task_runner=ProcessPoolTaskRunner(2, start_method=sys.argv[1]))
 futures = [with_pool.submit() for _ in range(2)]
 futures[0].wait()
 """
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_no_worker_outlives_its_program_however_that_ends(tmp_path, how):
+def test_no_worker_and_no_fork_server_outlives_its_program_however_that_ends(tmp_path, how, start_method):
     (tmp_path / "script.py").write_text(SCRIPT)
     process = subprocess.Popen(
-        [sys.executable, "script.py"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        [sys.executable, "script.py", start_method], cwd=tmp_path, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         env={**os.environ, "ASYNCTASK_SHUTDOWN_TIMEOUT": "0.5"},
     )  # fmt: skip
     assert process.stdout is not None
-    pids = [int(process.stdout.readline()) for _ in range(2)]
+    pids = [int(pid) for _ in range(2) for pid in process.stdout.readline().split()]
     process.send_signal(how)
     process.wait(30)
     process.stdout.close()
@@ -361,8 +494,9 @@ def test_no_worker_outlives_its_program_however_that_ends(tmp_path, how):
         time.sleep(0.01)
 
 
-def test_a_script_without_a_guard_round_its_last_lines_is_not_run_again_in_workers(tmp_path):
+def test_a_script_without_a_guard_round_its_last_lines_is_not_run_again_in_workers(tmp_path, start_method):
     script = """
+        import sys
         from dataclasses import dataclass
         from asynctask import ProcessPoolTaskRunner, task
 
@@ -370,14 +504,15 @@ def test_a_script_without_a_guard_round_its_last_lines_is_not_run_again_in_worke
         class Point:
             x: int
 
-        @task(task_runner=ProcessPoolTaskRunner(1))
+        @task(task_runner=ProcessPoolTaskRunner(1, start_method=sys.argv[1]))
         def move(point: Point) -> Point:
             return Point(point.x + 1)
 
         print(move.submit(Point(1)).result() == Point(2))
     """
     (tmp_path / "script.py").write_text(textwrap.dedent(script))
-    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=30)
+    command = [sys.executable, "script.py", start_method]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=30)
     assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
 
 
@@ -386,7 +521,7 @@ def test_a_script_without_a_guard_round_its_last_lines_is_not_run_again_in_worke
     [
         ({"max_workers": 0}, "max_workers must be a whole number from 1, not 0"),
         ({"max_tasks_per_child": True}, "max_tasks_per_child must be a whole number from 1, not True"),
-        ({"start_method": "fork"}, "start_method must be 'spawn', not 'fork'"),
+        ({"start_method": "fork"}, "start_method must be 'spawn' or 'forkserver', not 'fork'"),
         ({"initializer": 3}, "initializer must be a function, not 3"),
     ],
 )

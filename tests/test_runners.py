@@ -3,6 +3,7 @@
 import contextvars
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import anyio
@@ -10,7 +11,7 @@ import pytest
 
 import asynctask.runners
 from asynctask import Runtime, TaskFuture, ThreadPoolTaskRunner, flow, task
-from asynctask.errors import OptionError
+from asynctask.errors import OptionError, WorkerLostError
 from asynctask.runners import ThreadPool
 from asynctask.stores.memory import MemoryStore
 from testkit import until
@@ -248,6 +249,60 @@ async def test_a_runtime_that_closes_does_not_drop_what_another_one_queued_on_th
             pass
         gate.set()
         assert [await future for future in futures] == [True] * 3
+
+
+@pytest.mark.parametrize("timeout", [None, 5])
+async def test_what_an_executor_drops_is_said_to_be_dropped_and_is_tried_again(timeout):
+    dropped = 1
+
+    class Dropping(ThreadPoolTaskRunner):
+        def executor(self) -> Any:
+            nonlocal dropped
+            if not dropped:
+                return super().executor()
+            dropped -= 1
+            executor = ThreadPoolExecutor(1)
+            gate = threading.Event()
+            executor.submit(gate.wait, 5)
+            threading.Timer(0.02, lambda: (executor.shutdown(wait=False, cancel_futures=True), gate.set())).start()
+            return executor
+
+    async with Runtime(store=MemoryStore(), task_runner=Dropping(1)):
+        future = where.with_options(retries=1, timeout_seconds=timeout).submit()
+        assert (await future).startswith("asynctask-worker")
+        dropped = 1
+        with pytest.raises(WorkerLostError, match="was dropped by its executor before it began"):
+            await where.with_options(timeout_seconds=timeout).submit()
+    assert [state.name for state in future.run.states] == ["Pending", "AwaitingRetry", "Running", "Completed"]
+
+
+@pytest.mark.parametrize("broken", ["executor", "submit"])
+async def test_what_a_runner_raises_fails_the_attempt_which_is_tried_again(broken):
+    class Executor:
+        def submit(self, *_: object) -> Any:
+            raise OSError("no thread to be had")
+
+    class Broken(ThreadPoolTaskRunner):
+        attempts = 0
+
+        def executor(self) -> Any:
+            self.attempts += 1
+            if self.attempts % 3 == 0:
+                return super().executor()
+            if broken == "executor":
+                raise OSError("no thread to be had")
+            return Executor()
+
+    async with Runtime(store=MemoryStore(), task_runner=Broken(1)):
+        first = where.with_options(retries=2).submit()
+        assert (await first).startswith("asynctask-worker")
+        second = where.submit()
+        with pytest.raises(OSError, match="no thread to be had"):
+            await second
+    again = ["AwaitingRetry", "Running"]
+    assert [state.name for state in first.run.states] == ["Pending", "AwaitingRetry", *again, "Completed"]
+    assert second.state.name == "Failed"
+    assert second.run.waiting_on is None
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, True, "4"], ids=repr)

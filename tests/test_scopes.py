@@ -307,7 +307,7 @@ def test_what_a_runtime_cannot_be_made_of_is_refused():
         with pytest.raises(OptionError, match="memory://"):
             Runtime(store=store)
     for runner in ("threads", ThreadPoolTaskRunner):
-        with pytest.raises(OptionError, match=r"'rt': task_runner must be a task runner, such as ThreadPool"):
+        with pytest.raises(OptionError, match=r"'rt': task_runner must be a task runner with executor"):
             Runtime(name="rt", task_runner=runner)
 
 

@@ -182,14 +182,16 @@ async def test_an_empty_file_becomes_a_store(path):
 
 
 async def test_two_stores_on_one_file_in_one_process_see_each_other_s_runs_and_leave_them_alone(path):
-    go = anyio.Event()
+    begun, go = anyio.Event(), anyio.Event()
 
     @task
     async def long() -> None:
+        begun.set()
         await go.wait()
 
     async with Runtime(store=SQLiteStore(path)) as first:
         under_way = long.submit()
+        await begun.wait()
         await first.flush()
         async with Runtime(store=SQLiteStore(path)) as second:
             await call(second, 10)

@@ -148,7 +148,9 @@ def test_a_url_of_nothing_is_refused(url):
         Runtime(store=url)
 
 
-@pytest.mark.parametrize("store", [3, b"sqlite:///x", MemoryStore, object(), Path("runs.db"), ["memory://"]], ids=repr)
+@pytest.mark.parametrize(
+    "store", [3, b"sqlite:///x", MemoryStore, object(), Path("runs.db"), ["memory://"]], ids=range(6)
+)
 def test_what_is_no_store_is_refused(store):
     with pytest.raises(OptionError, match=r"store must be a URL such as '.*', or a store, not "):
         Runtime(store=store)

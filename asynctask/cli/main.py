@@ -54,6 +54,7 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
     ("config", "view"): ("asynctask.cli.config:view", "Show every setting and where its value comes from."),
     ("config", "set"): ("asynctask.cli.config:set_value", "Write a setting to asynctask.toml in this folder."),
     ("config", "unset"): ("asynctask.cli.config:unset", "Take a setting out of asynctask.toml in this folder."),
+    ("bench",): ("asynctask.cli.bench:bench", "Measure a task, flow, function or scenario under load."),
     ("completion",): ("asynctask.cli.completion:completion", "Print or install completion for your shell."),
     ("version",): ("asynctask.cli.version:version", "Show the version."),
 }
@@ -94,7 +95,7 @@ def main(tokens: Sequence[str] | None = None) -> int:
 
 def program() -> NoReturn:
     """The process `asynctask`: `main`, without what the collector would cost a short one."""
-    is_short = "run" not in sys.argv  # which runs a program of the user's
+    is_short = not {"run", "bench"} & set(sys.argv)  # which run programs of the user's
     if is_short:
         gc.disable()
     code = main()

@@ -56,7 +56,7 @@ def run(
         except UsageError:
             raise
         except Exception as error:  # deliberate: the user's module raised as it was loaded
-            return _failed(error)
+            return failed(error)
         _listen()
         terminated = _terminable()
         try:
@@ -70,7 +70,7 @@ def run(
         except OutputClosed:
             raise
         except Exception as error:  # deliberate: it is the run's own, and shown whole
-            return _failed(error)
+            return failed(error)
         finally:
             close_default()
     show(value)
@@ -108,7 +108,8 @@ def _woken_by_signals() -> Generator[None, None, None]:
             loop.remove_reader(ours)
 
 
-def _failed(error: Exception) -> int:
+def failed(error: Exception) -> int:
+    """Show what the user's code raised, from its own first step on; the exit code."""
     trace = _from_users_code(error.__traceback__)
     if trace is error.__traceback__ and isinstance(error, SyntaxError):  # not one step was the user's: it is in `error`
         trace = None

@@ -89,11 +89,11 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, styles: S
         out("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def screen() -> Console:
+def screen(*, stderr: bool = False) -> Console:
     """The terminal, to rich; nothing that is written to it is read as markup."""
     from rich.console import Console  # 60 ms (rule 2)
 
-    return Console(highlight=False, markup=False, emoji=False)
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
 
 
 def drawn(columns: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str | None] = ()) -> Table:

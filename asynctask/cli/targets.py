@@ -24,6 +24,8 @@ import msgspec
 from ..definitions import Definition
 from ..errors import ParameterValidationError, UsageError
 from ..flows import checks_of, coerced
+from ..measuring.scenarios import Scenario, Work
+from ..tasks import make_task
 
 AnyDefinition = Definition[Any]
 
@@ -31,8 +33,40 @@ AnyDefinition = Definition[Any]
 def find_target(target: str) -> AnyDefinition:
     """The flow or task. Raises `UsageError`, saying what there is, and whatever the user's code raises as it loads."""
     place, name = _parts(target)
-    module = _load_file(place) if _is_file(place) else _load_module(place)
+    module = _load(place)
     return _only_one(module, place) if name is None else _named(module, place, name)
+
+
+def bench_target(target: str, given: list[str]) -> Scenario:
+    """The scenario, or that of a task, flow or plain function, with the arguments that `--arg name=value` mean."""
+    place, name = _parts(target)
+    module = _load(place)
+    found: Any = _scenario_or_callable(module, name)
+    if isinstance(found, Scenario):
+        if given:
+            raise UsageError(f"--arg {given[0]}: {target} is a scenario, whose works have their arguments already")
+        return found
+    definition: AnyDefinition
+    if found is not None:
+        definition = make_task(found, {})
+    else:
+        definition = found = _only_one(module, place) if name is None else _named(module, place, name)
+    args, kwargs = bound(definition, given, option="--arg")
+    return Scenario(Work(found, args, kwargs=kwargs))
+
+
+def _scenario_or_callable(module: ModuleType, name: str | None) -> Any:
+    """What only a benchmark can have for its target; without a name, the only scenario of the module."""
+    if name is None:
+        scenarios = [value for value in vars(module).values() if isinstance(value, Scenario)]
+        return scenarios[0] if len(scenarios) == 1 else None
+    value = _attribute(module, name)
+    is_plain = callable(value) and not isinstance(value, (type, Definition))
+    return value if is_plain or isinstance(value, Scenario) else None
+
+
+def _load(place: str) -> ModuleType:
+    return _load_file(place) if _is_file(place) else _load_module(place)
 
 
 def _parts(target: str) -> tuple[str, str | None]:
@@ -125,12 +159,17 @@ def _listed(place: str, found: dict[str, AnyDefinition]) -> str:
     return ", ".join(f"{place}:{name} ({found[name].what})" for name in names)
 
 
-def _named(module: ModuleType, place: str, name: str) -> AnyDefinition:
+def _attribute(module: ModuleType, name: str) -> Any:
     value: Any = module
     for part in name.split("."):
         value = getattr(value, part, None)
         if value is None:
             break
+    return value
+
+
+def _named(module: ModuleType, place: str, name: str) -> AnyDefinition:
+    value = _attribute(module, name)
     if value is None:  # by the name that it was given: `@flow(name="nightly import")`
         called = [one for one in _distinct(_here(module)) if one.name == name]
         value = called[0] if len(called) == 1 else None
@@ -147,8 +186,10 @@ def _kind(value: object) -> str:
     return f"a plain {type(value).__name__} (put @task or @flow on it)" if callable(value) else type(value).__name__
 
 
-def bound(definition: AnyDefinition, given: list[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments that `--param name=value` mean, by the signature. Raises `UsageError`."""
+def bound(
+    definition: AnyDefinition, given: list[str], *, option: str = "--param"
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments that `--param name=value`, or another option, mean, by the signature. Raises `UsageError`."""
     spec = definition.spec
     signature = spec.signature
     known = list(signature.parameters.values())[len(definition._bound) :]  # pyright: ignore[reportPrivateUsage]
@@ -160,12 +201,12 @@ def bound(definition: AnyDefinition, given: list[str]) -> tuple[tuple[Any, ...],
     for text in given:
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise UsageError(f"--param {text!r} has no value; write --param name=value")
+            raise UsageError(f"{option} {text!r} has no value; write {option} name=value")
         if name in values or name in more:
-            raise UsageError(f"--param {name} is given twice")
+            raise UsageError(f"{option} {name} is given twice")
         parameter = by_name.get(name)
         if parameter is not None and parameter.kind is parameter.VAR_POSITIONAL:
-            raise UsageError(f"--param {name}: *{name} cannot be given on the command line")
+            raise UsageError(f"{option} {name}: *{name} cannot be given on the command line")
         if parameter is not None and parameter is not takes_any:
             values[name] = _converted(definition, name, value, hints.get(name, Any))
         elif takes_any is not None:
@@ -178,7 +219,7 @@ def bound(definition: AnyDefinition, given: list[str]) -> tuple[tuple[Any, ...],
         if one.default is one.empty and one.name not in values and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
     ]
     if missing:
-        wanted = " ".join(f"--param {name}=..." for name in missing)
+        wanted = " ".join(f"{option} {name}=..." for name in missing)
         raise UsageError(f"{spec.what} {spec.name!r} needs {', '.join(missing)}: add {wanted}")
     args = tuple(values.pop(one.name) for one in known if one.kind is one.POSITIONAL_ONLY and one.name in values)
     return args, {**values, **more}

@@ -22,6 +22,7 @@ import anyio
 
 from ..clocks import Clock, Ids
 from ..errors import StoreBusy
+from ..loops import here
 from . import lockfiles
 
 #: A pause between two tries, in seconds: the shortest, and where growing ends. A batch is written in 1 to 20 ms.
@@ -126,6 +127,9 @@ class taken:
 async def _poll(lock: FileLock, timeout: float | None) -> None:
     began = time.monotonic()
     longest = SHORTEST
+    # anyio imports its half of asyncio when it first sleeps; a process forked meanwhile, by another thread, would wait
+    # for ever for that import to end (2 of 8 under load).
+    sleep = sys.modules["asyncio"].sleep if here().backend == "asyncio" else anyio.sleep
     while True:
         # The clock's nanoseconds are random enough to keep those who began at one instant from staying in step.
         pause = max(SHORTEST, longest * (time.monotonic_ns() % 1000) / 1000)
@@ -137,7 +141,7 @@ async def _poll(lock: FileLock, timeout: float | None) -> None:
                     f" stopped, or its disk hangs: find it (`fuser -v {lock.path}`), then continue or end it"
                 )
             pause = min(pause, left)
-        await anyio.sleep(pause)
+        await sleep(pause)
         if lock.try_take():
             return
         longest = min(longest * 2, LONGEST)

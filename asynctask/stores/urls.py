@@ -45,6 +45,16 @@ def open_store(store: Store | str | None) -> Store:
     return found
 
 
+def adopt(url: str, store: Store) -> None:
+    """From now on, `url` means that store in this process."""
+    _stores[url] = store
+
+
+def forget(url: str) -> None:
+    """`url` means nothing any more that this process would know."""
+    _stores.pop(url, None)
+
+
 def missing_file(store: str | None) -> str | None:
     """The file of the store that a URL means (None: the settings' one) if it is not there yet. Opens nothing."""
     url = store or settings.values.store_url or default_url()

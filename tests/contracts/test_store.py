@@ -119,7 +119,7 @@ async def test_runs_come_the_newest_first_and_no_more_than_asked_for(store):
         (RunFilter(is_flow=False, state_name="Completed"), 2),
         (RunFilter(flow_run_id=uuid.UUID(int=1)), 0),
     ],
-    ids=str,
+    ids=["every", "type", "name", "tag", "tags", "task", "text", "flows", "two", "flow_run"],
 )
 async def test_every_filter_that_is_set_must_hold(store, which, count):
     async with Runtime(store=store):

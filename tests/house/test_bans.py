@@ -36,16 +36,17 @@ BANS = (
     Ban(r"datetime\.(datetime|date)\.(now|utcnow|today)", "clocks", "ask the clock that was handed in"),
     Ban(
         r"(time|asyncio|trio|anyio)\.sleep",
-        "bodies cli clocks loops stores waiting",
-        "only waiting.py, stores and commands sleep",
+        "bodies cli clocks loops measuring runner_contract stores waiting witnesses",
+        "only waiting.py, stores, measurements, commands and what ships for tests sleep",
     ),
     Ban(r"random\.[a-z]\w*|secrets\.\w+|os\.urandom", "clocks", "use the random numbers that were handed in"),
-    Ban(r"os\.fork(pty)?", "", "a fork copies locks that nobody in it will ever release"),
+    # (the fork server has one thread, and counts before it forks)
+    Ban(r"os\.fork(pty)?", "fork_server", "a fork copies locks that nobody in it will ever release"),
     Ban(r"multiprocessing\.(Process|Pool|Queue)", "", "these fork on Linux; use get_context('spawn')"),
     Ban(r"(.*\.)?ProcessPoolExecutor", "", "one killed child fails all of it"),
     Ban(
         r"signal\.signal|(.*\.)?add_signal_handler",
-        "cli process_worker",
+        "cli fork_server measuring/child",
         "signals belong to the program; only commands take them",
     ),
     Ban(r"pickle\.loads?", "serializers", "what was pickled is checked before it is loaded"),

@@ -1,0 +1,1 @@
+"""How workloads are measured; people import `asynctask.bench`."""
