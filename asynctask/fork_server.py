@@ -31,6 +31,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from .errors import WorkerLostError
+from .redact import text_of
 from .wires import Message, Reader, send
 from .workers import END_SECONDS, START_SECONDS, ending, interpreter
 
@@ -106,7 +107,7 @@ class ForkServer:
             ours.close()
             if not isinstance(error, (EOFError, OSError)):
                 raise
-            raise WorkerLostError(f"a worker process could not start: its fork server {self._how()}") from error
+            raise WorkerLostError(f"a worker process could not start: its fork server {self._how(error)}") from error
 
     def _pass(self, descriptors: list[int]) -> None:
         with self._lock:
@@ -125,10 +126,10 @@ class ForkServer:
         with theirs:
             self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
 
-    def _how(self) -> str:
+    def _how(self, error: BaseException) -> str:
         process = self._process
         try:
-            return "could not be started" if process is None else ending(process.wait(1.0))
+            return f"could not be started: {text_of(error)}" if process is None else ending(process.wait(1.0))
         except subprocess.TimeoutExpired:
             return "did not answer"
 

@@ -85,7 +85,7 @@ class Setting:
     def fits(self, run: Run, store: str) -> bool:
         """Whether a call of the same function has the same one."""
         return (
-            run.home is self._home
+            (run.home is self._home or run.home == self._home)  # of one loop there may be several views
             and run.parent_number == self._parent
             and run.flow_number == self._flow
             and (run.tags is self._tags or run.tags == self._tags)
@@ -113,9 +113,9 @@ class Function:
         return _nothing, ()  # the task that has it may travel; it is of this process alone
 
     def took(self, seconds: float) -> None:
-        """So long did a call take, of late."""
+        """So long did a call take, of late; less is believed sooner, because a busy machine only makes it more."""
         before = self.seconds
-        self.seconds = seconds if before is None else before + (seconds - before) / 8
+        self.seconds = seconds if before is None else before + (seconds - before) / (2 if seconds < before else 8)
 
 
 def _nothing() -> None:

@@ -23,6 +23,7 @@ from .errors import WorkerLostError
 from .loops import here
 from .parcels import LOG, READY, SKIPPED, Call, answer_in, call_of, deliver, loads
 from .progress import MOST
+from .redact import text_of
 from .runs import Run, current_batch
 from .wires import Message, unpacked
 from .workers import END_SECONDS, START_SECONDS, Process, Spawned, Worker
@@ -306,7 +307,10 @@ class ProcessPool:
             future.settle(None, WorkerLostError(f"the process pool of run {future.run.name!r} was closed"))
 
     def _started(self) -> Worker:
-        worker = Worker(self._setup(), self._process)
+        try:
+            worker = Worker(self._setup(), self._process)
+        except OSError as error:  # no interpreter where it was, no room for a process
+            raise WorkerLostError(f"a worker process could not start: {text_of(error)}") from error
         with self._changed:
             self._workers.add(worker)
         worker.wire.settimeout(START_SECONDS)
@@ -319,7 +323,10 @@ class ProcessPool:
         _, _, error_there = (None, None, None) if message.kind == READY else answer_in(message)
         if error_there is not None:
             self._let_go(worker)
-            raise error_there
+            if isinstance(error_there, Exception):
+                raise error_there
+            what = f"{type(error_there).__name__}({text_of(error_there)})"  # not of the run, which has not begun
+            raise WorkerLostError(f"a worker process could not start: its initializer raised {what}") from error_there
         return worker
 
     def _let_go(self, worker: Worker) -> str:

@@ -132,17 +132,17 @@ async def test_an_argument_that_changes_after_the_call_is_sent_as_it_was():
         await anyio.sleep(0)
         for value in values:
             value.append(0)
-        assert await futures in ([[number] for number in range(20)], [[number, 0] for number in range(20)])
+        for number, future in enumerate(futures):  # on trio, some had not been made yet
+            assert await future in ([number], [number, 0])
 
 
 async def test_short_bodies_are_sent_together_unasked():
     """Neighbours are with one worker; sent by themselves, every other one would be with the other."""
     async with on_processes(2):
-        for number in range(40):
-            await pid.submit(number)
+        await pid.map(range(2_000))  # how long they take is known
         found = await pid.map(range(5_000))
         assert len(set(found)) == 2
-        assert sum(one != other for one, other in itertools.pairwise(found)) < 500
+        assert sum(one != other for one, other in itertools.pairwise(found)) < 1_000
 
 
 async def test_what_is_behind_a_long_body_is_taken_back_and_goes_to_another_worker():

@@ -1,7 +1,9 @@
 """Where functions come from that go to workers, and what befalls the workers there."""
 
+import contextlib
 import os
 import resource
+import signal
 import subprocess
 import sys
 import textwrap
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 
 from asynctask import ProcessPoolTaskRunner, Runtime, task
+from asynctask.errors import WorkerLostError
 from asynctask.stores.memory import MemoryStore
 
 pytestmark = pytest.mark.timeout(60)
@@ -103,3 +106,70 @@ async def test_a_body_that_finds_no_memory_fails_as_it_would_here_and_its_worker
             await take.submit(4)
         assert await take.submit(0.001) == int(0.001 * (1 << 30))
         assert await pid.submit() == before
+
+
+def leave() -> None:
+    sys.exit("no licence")
+
+
+def vanish() -> None:
+    os._exit(3)
+
+
+def be_killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def vanish_once(path: str) -> None:
+    """The first time alone."""
+    with contextlib.suppress(FileExistsError):
+        Path(path).touch(exist_ok=False)
+        os._exit(9)
+
+
+@task
+def pid() -> int:
+    return os.getpid()
+
+
+@pytest.mark.parametrize("start_method", ["spawn", "forkserver"])
+@pytest.mark.parametrize(
+    ("initializer", "said"),
+    [
+        (leave, r"its initializer raised SystemExit\(no licence\)"),
+        (vanish, "it ended with exit code 3"),
+        (be_killed, "it was killed by SIGKILL"),
+    ],
+)
+async def test_runs_whose_worker_cannot_start_end_crashed_and_all_others_go_on(initializer, said, start_method):
+    runner = ProcessPoolTaskRunner(2, initializer=initializer, start_method=start_method)
+    async with Runtime(store=MemoryStore(), task_runner=ProcessPoolTaskRunner(1)):
+        crashing = [pid.with_options(task_runner=runner, retries=1).submit() for _ in range(3)]
+        others = [pid.submit() for _ in range(3)]
+        for future in crashing:
+            with pytest.raises(WorkerLostError, match=f"a worker process could not start: {said}"):
+                await future
+            assert [state.name for state in future.run.states] == ["Pending", "AwaitingRetry", "Crashed"]
+        assert os.getpid() not in {await future for future in others}
+
+
+@pytest.mark.parametrize("start_method", ["spawn", "forkserver"])
+async def test_an_attempt_whose_worker_could_not_start_is_followed_by_another(tmp_path: Path, start_method):
+    marker = str(tmp_path / "marker")
+    runner = ProcessPoolTaskRunner(1, initializer=vanish_once, initargs=(marker,), start_method=start_method)
+    async with Runtime(store=MemoryStore(), task_runner=runner):
+        future = pid.with_options(retries=1).submit()
+        assert await future != os.getpid()
+        assert [state.name for state in future.run.states] == ["Pending", "AwaitingRetry", "Running", "Completed"]
+
+
+@pytest.mark.parametrize("start_method", ["spawn", "forkserver"])
+async def test_without_an_interpreter_to_start_runs_end_crashed_until_there_is_one_again(start_method, monkeypatch):
+    async with Runtime(store=MemoryStore(), task_runner=ProcessPoolTaskRunner(1, start_method=start_method)):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "executable", "/nowhere/python")
+            future = pid.submit()
+            with pytest.raises(WorkerLostError, match=r"could not start: .*'/nowhere/python'"):
+                await future
+        assert future.state.is_crashed()
+        assert await pid.submit() != os.getpid()

@@ -220,18 +220,18 @@ def test_shared_limits_holds_a_limit_over_processes_of_which_one_is_killed() -> 
     assert done.stdout.count("four times over") == 3
 
 
+def test_own_runner_has_all_that_asks_the_database_in_one_thread() -> None:
+    done = run("-c", WITHOUT, EXAMPLES / "own_runner.py", "30")
+    (functions,) = re.findall(r"([\d,]+) functions in 30", done.stdout)
+    assert re.findall(r"([\d,]+) rows were written by (\w+)", done.stdout) == [(functions, "database_0")]
+
+
 def test_pipeline_sums_up_all_files_and_has_few_of_them_at_once() -> None:
     done = run("-c", WITHOUT, EXAMPLES / "pipeline.py", "30")
     assert re.search(r"^30 files, .* [1-9][\d,]* functions in ", done.stdout, re.MULTILINE)
     found = re.search(r"at most (\d+) files were in the pipeline at once, of (\d+) that may be", done.stdout)
     assert found is not None
     assert 1 <= int(found[1]) <= int(found[2]) <= 4 + 2 * 4 + 1
-
-
-def test_own_runner_has_all_that_asks_the_database_in_one_thread() -> None:
-    done = run("-c", WITHOUT, EXAMPLES / "own_runner.py", "30")
-    (functions,) = re.findall(r"([\d,]+) functions in 30", done.stdout)
-    assert re.findall(r"([\d,]+) rows were written by (\w+)", done.stdout) == [(functions, "database_0")]
 
 
 def test_processes_counts_the_same_on_threads_and_on_processes() -> None:

@@ -278,4 +278,4 @@ async def test_a_timed_body_that_its_executor_drops_ends_its_run():
             may_end.set()
             state = await dropped.wait_async()
     assert state is not None
-    assert state.is_failed()
+    assert state.is_crashed()
