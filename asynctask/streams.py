@@ -130,26 +130,28 @@ class Window:
 
     def take_next(self) -> Run | None:
         """Pull what there is room for; a run that is over, if there is one. Raises what the input raises."""
-        hands = self._hands
-        if hands is None:
-            if self._is_left:
-                return None
-            hands = self._begin()
-        self._room += self._taken
+        if self._is_left:
+            return None
+        hands = self._hands or self._begin()
+        room = self._room = self._room + self._taken
         self._taken = 0
         pull = self._pull
         if pull is None:
             _wake(self._room_waker)
         else:
-            while self._room and not self._is_exhausted and not self._is_left:
+            while room and not self._is_exhausted:
                 try:
                     value = pull()
                 except StopIteration:
                     self._is_exhausted = True
                 else:
+                    if self._is_left:  # by its own input
+                        return None
                     self._give(value, hands)
+                    room -= 1
+            self._room = room
         results = self._results
-        if results and hands.error is None and (not self._ordered or results[0].is_settled) and not self._is_left:
+        if results and (not self._ordered or results[0].is_settled) and hands.error is None:
             self._taken += 1
             return results.popleft()
         return None
@@ -186,12 +188,9 @@ class Window:
         return hands
 
     def _give(self, value: Any, hands: Hands) -> None:
-        if self._is_left:  # by the input itself, say
-            return
         maker = hands.maker
         if maker is None or (maker.reader is not None and maker.reader.is_settled):
             hands.maker = Pattern(self._new_run((value,), NO_KWARGS), hands.loop)
-        self._room -= 1
         hands.waiting.append(value)
         if not hands.called:
             hands.call()
@@ -303,7 +302,11 @@ class Window:
             pull = aiter(source)
             while not self._is_left:
                 if self._room:
-                    self._give(await anext(pull), hands)
+                    value = await anext(pull)
+                    if not self._is_left:  # by its own input
+                        self._room -= 1
+                        self._give(value, hands)
+                    del value
                 else:
                     waker = self._room_waker = loop.waker()
                     await waker.wait()
