@@ -69,7 +69,11 @@ def ray_cluster() -> Iterator[None]:
     import ray  # 1 s
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error", resources={"tool": 1})
+    ray.init(
+        num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error", resources={"tool": 1},
+        # Ray ends none because it is idle: a worker that is gone was killed by a test.
+        _system_config={"idle_worker_killing_time_threshold_ms": 600_000},
+    )  # fmt: skip
     yield
     ray.shutdown()
 
