@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import sys
 import threading
 import time
@@ -29,6 +28,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from .measuring.histogram import Histogram
 from .runs import Run
 from .scopes import Runtime, runtime_here
 from .states import CANCELLED, COMPLETED, CRASHED, FAILED, PENDING, RUNNING, State
@@ -86,14 +86,14 @@ class TaskSummary(msgspec.Struct, kw_only=True):
 
 
 class Tally:
-    """The finished runs of one task; durations as a histogram, exact to 1 %, so that a month of runs fits."""
+    """The finished runs of one task, however many they are."""
 
     __slots__ = ("counts", "durations", "retries")
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
         self.retries = 0
-        self.durations: dict[int, int] = {}
+        self.durations = Histogram()
 
     def add(self, run: Run) -> None:
         last = run.states[-1]
@@ -102,19 +102,12 @@ class Tally:
         attempts = run.run_count
         if attempts:
             self.retries += attempts - 1
-            bucket = round(100 * math.log(max(run.total_run_time, 1e-6)))
-            self.durations[bucket] = self.durations.get(bucket, 0) + 1
-
-    def quantile(self, share: float) -> float | None:
-        left = math.ceil(share * sum(self.durations.values()))
-        for bucket, count in sorted(self.durations.items()):
-            left -= count
-            if left <= 0:
-                return math.exp(bucket / 100)
-        return None
+            self.durations.record(round(run.total_run_time * 1e9))
 
     def summary(self, name: str, is_flow: bool) -> TaskSummary:
-        p50, p95 = self.quantile(0.5), self.quantile(0.95)
+        p50 = p95 = None
+        if self.durations.counts:
+            p50, p95 = (value / 1e9 for value in self.durations.quantiles([0.5, 0.95]))
         return TaskSummary(name=name, is_flow=is_flow, retries=self.retries, p50=p50, p95=p95, **self.counts)
 
 

@@ -26,7 +26,7 @@ from .observers import flow_logger, sends_prints, task_logger
 from .records import LogEntry, attempts
 from .redact import shown, text_of
 from .relays import Guests
-from .runs import Run
+from .runs import Run, are_small
 from .serializers import decode_error, encode_error
 from .settings import settings
 from .specs import MAIN, TaskSpec, main_module
@@ -39,8 +39,6 @@ logger = logging.getLogger("asynctask")
 SETUP, FUNCTION, CALL, CALLS = 1, 2, 3, 4
 READY, LOG, DONE, FAILED, VALUE, SKIPPED = 11, 12, 13, 14, 15, 16
 
-#: Values of these types need no care to be pickled, and 2 us instead of 15; nobody can change them meanwhile.
-_PLAIN: frozenset[type] = frozenset((int, float, bool, type(None), str, bytes))
 _LENGTH = struct.Struct("!I")
 #: Bytes up to which arguments go together with those of other calls, and a result by itself is plain.
 SMALL = 4096
@@ -182,8 +180,7 @@ def arguments_in(given: Any) -> Sequence[Any]:
 
 def result_of(value: Any, began: float) -> Message:
     """What a body has given, and when it began. Raises what pickling raises."""
-    kind = value.__class__
-    if kind in _PLAIN and not ((kind is str or kind is bytes) and len(value) > SMALL):
+    if are_small((value,)):
         return Message(VALUE, marshal.dumps((value, began)))
     return packed(DONE, [value, began], dumps)
 
@@ -193,7 +190,7 @@ def failure(error: BaseException, text: str, began: float | None = None) -> Mess
     ending: list[Any] | None = None
     if isinstance(error, SystemExit):
         code = error.code
-        ending = ["exit", code if code.__class__ in _PLAIN else text_of(error)]
+        ending = ["exit", code if are_small((code,)) else text_of(error)]
     elif isinstance(error, KeyboardInterrupt):
         ending = ["interrupt", None]
     elif is_cancellation(error):
@@ -277,15 +274,10 @@ def call_of(kind: type[C], run: Run, store: str, on_start: Callable[[], None] | 
         setting = Setting(run, store)
     elif setting is None or not setting.fits(run, store):
         setting = function.setting = Setting(run, store)
-    values = (*run.args, *run.kwargs.values()) if run.kwargs else run.args
-    for value in values:
-        type_ = value.__class__
-        if type_ not in _PLAIN or ((type_ is str or type_ is bytes) and len(value) > SMALL):
-            break
-    else:
-        return kind(run, function, setting, values, None, on_start)
+    if run.is_small:  # nothing in them needs care to be pickled, which is 2 us instead of 15
+        return kind(run, function, setting, run.args, None, on_start)
     try:
-        message = packed(CALL, values, dumps)
+        message = packed(CALL, (*run.args, *run.kwargs.values()), dumps)
         if not message.buffers and len(message.data) <= SMALL:
             return kind(run, function, setting, message.data, None, on_start)
         return kind(run, function, setting, None, by_itself(function, setting, run, message), on_start)

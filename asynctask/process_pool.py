@@ -151,7 +151,7 @@ class ProcessPool:
     def _provide_now(self) -> None:
         with self._changed:
             self._is_due = False
-            for _ in range(self._max_workers):
+            for _ in range(min(self._max_workers, len(self._calls))):
                 self._provide()
 
     def _provide(self) -> None:

@@ -1,10 +1,8 @@
 """What the end of a run leaves behind: nothing. A run that nobody holds is freed at once, without the collector."""
 
-import gc
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import anyio
@@ -12,22 +10,13 @@ import pytest
 
 from asynctask import flow, states, task
 from asynctask.runs import current_run
+from testkit import no_collector
 
 SOON = 5.0
 
 
 def bottom() -> None:
     raise ZeroDivisionError("at the bottom")
-
-
-@contextmanager
-def no_collector() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 class Marker:

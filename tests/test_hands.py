@@ -19,7 +19,7 @@ from asynctask.errors import CancelledRun, CrashedRun, RuntimeClosedError, TaskT
 from asynctask.loops import strand_here
 from asynctask.runs import current_run
 from asynctask.runtime import task_run
-from testkit import fresh, set_limit, until
+from testkit import fresh, no_collector, set_limit, until
 
 LIMIT = 5
 
@@ -39,16 +39,6 @@ class Marker:
 
 class Broken(Exception):
     """An error that can be watched."""
-
-
-@contextlib.contextmanager
-def no_collector() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 # -- a few children for many runs -------------------------------------------------------------------------------------

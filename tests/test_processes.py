@@ -23,7 +23,7 @@ from asynctask.errors import CancelledRun, OptionError, SerializationError, Task
 from asynctask.runtime import flow_run, task_run
 from asynctask.stores.memory import MemoryStore
 from asynctask.stores.sqlite import SQLiteStore
-from testkit import limit_of, set_limit, until
+from testkit import fail, limit_of, set_limit, until
 
 #: Shared by the tests of this file: a worker takes 0.2 s to start.
 pytestmark = pytest.mark.timeout(60)
@@ -140,23 +140,13 @@ async def test_what_a_body_prints_and_logs_comes_home_in_order(caplog):
     assert {one.task_run_name for one in records} == {future.name}  # type: ignore[attr-defined]
 
 
-@task
-def fail() -> None:
-    try:
-        raise KeyError("inner")
-    except KeyError as error:
-        outer = ValueError("outer")
-        outer.add_note("a note")
-        raise outer from error
-
-
 async def test_an_exception_comes_home_with_its_cause_its_notes_and_where_it_was_raised():
     async with on_processes():
         with pytest.raises(ValueError, match="outer") as caught:
             await fail.submit()
     assert "KeyError: 'inner'" in str(caught.value.__cause__)
     assert caught.value.__notes__[0] == "a note"
-    assert "test_processes.py" in caught.value.__notes__[-1]
+    assert "testkit.py" in caught.value.__notes__[-1]
     assert "in fail" in caught.value.__notes__[-1]
 
 

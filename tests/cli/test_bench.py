@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from testkit import on_terminal
+
 pytestmark = pytest.mark.timeout(120)
 
 WORKS = """
@@ -264,24 +266,8 @@ def wait_for(holds: Callable[[], object]) -> None:
 
 
 def test_on_a_terminal_it_is_seen_while_it_runs(works):
-    ours, theirs = os.openpty()
-    environment = {**os.environ, "TERM": "xterm", "NO_COLOR": "1", "LINES": "40", "COLUMNS": "150"}
     words = ("works.py:nap", "--concurrency", "1,2", "--duration", "1", "--warmup", "0.5", "--repeats", "1")
-    child = subprocess.Popen(
-        [sys.executable, "-W", "error", "-m", "asynctask", "bench", *words],
-        stdin=theirs, stdout=theirs, stderr=theirs, env=environment,
-    )  # fmt: skip
-    os.close(theirs)
-    written = b""
-    try:
-        while part := os.read(ours, 65536):
-            written += part
-    except OSError:  # Linux says so when the last writer is gone
-        pass
-    finally:
-        os.close(ours)
-    assert child.wait(timeout=10) == 0, written.decode()
-    screen = re.sub(r"\x1b\[[0-9;]*m", "", written.decode())
+    screen = on_terminal("-W", "error", "-m", "asynctask", "bench", *words, columns=150)
     for told in ("waits", "round 1/1, starts", "round 1/1, warm-up", "about "):
         assert told in screen, told
     figures = r"1 client +[\d.,]+ +[\d.]+ (us|ms) +[\d.]+ (us|ms) +0 +round 1/1, \d+%"

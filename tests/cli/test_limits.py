@@ -15,6 +15,7 @@ from itertools import pairwise
 import pytest
 
 from asynctask.limit_records import ConcurrencyLimit, GlobalConcurrencyLimit
+from testkit import running
 
 
 def made(here, *words):
@@ -206,7 +207,7 @@ def at_work(here, folder) -> Iterator[subprocess.Popen[str]]:
     (folder / "work.py").write_text(WORK)
     here("concurrency-limit", "create", "db", "1")
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "work.py"], **pipes) as child:
+    with running([sys.executable, "work.py"], **pipes) as child:
         try:
             assert child.stdout.readline() == "ready\n"
             while made(here, "concurrency-limit", "inspect", "db")["waiting"] != 2:
@@ -269,7 +270,7 @@ def test_a_limit_changed_from_outside_serves_those_who_wait_in_a_process(here, f
     (folder / "blocks.py").write_text(BLOCKS)
     here("gcl", "create", "api", "--limit", "1")
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "blocks.py"], **pipes) as child:
+    with running([sys.executable, "blocks.py"], **pipes) as child:
         assert child.stdout.readline() == "in\n"
         while (found := made(here, "gcl", "inspect", "api"))["waiting"] != 3:
             pass
@@ -333,7 +334,7 @@ def without_times(document):
 
 def test_watching_into_a_pipe_tells_each_change_and_no_more_until_an_interrupt(here, folder):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with at_work(here, folder) as child, subprocess.Popen([*WATCH, "--json"], **pipes) as watcher:
+    with at_work(here, folder) as child, running([*WATCH, "--json"], **pipes) as watcher:
         seen = [json.loads(watcher.stdout.readline())]
 
         def read_until(holders, waiting):
@@ -355,7 +356,7 @@ def test_watching_into_a_pipe_tells_each_change_and_no_more_until_an_interrupt(h
 
 def test_watching_into_a_pipe_prints_the_whole_again_when_something_changed(here, folder):
     pipes = {"stdout": subprocess.PIPE, "text": True}
-    with at_work(here, folder) as child, subprocess.Popen(WATCH, **pipes) as watcher:
+    with at_work(here, folder) as child, running(WATCH, **pipes) as watcher:
         lines = [watcher.stdout.readline()]
         while "waiting: 2\n" not in lines:
             lines.append(watcher.stdout.readline())
@@ -379,7 +380,7 @@ def test_watching_ends_by_itself_after_its_timeout(here, folder):
 def test_watching_ends_when_the_limit_is_deleted(here, folder):
     here("gcl", "create", "api", "--limit", "1")
     watch = [sys.executable, "-m", "asynctask", "gcl", "inspect", "api", "--watch"]
-    with subprocess.Popen(watch, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watcher:
+    with running(watch, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watcher:
         assert watcher.stdout.readline() == "name:    api\n"
         here("gcl", "delete", "api")
         _, err = watcher.communicate(timeout=20)
@@ -398,7 +399,7 @@ def test_on_a_terminal_the_view_is_drawn_again_and_fits_and_shows_names_only_as_
 
     with (
         at_work(here, folder) as child,
-        subprocess.Popen(WATCH, stdout=its, stderr=its, stdin=its, env=environment) as watcher,
+        running(WATCH, stdout=its, stderr=its, stdin=its, env=environment) as watcher,
     ):
         os.close(its)
         holder, line = r"HELD BY[\s\S]+\[31mw-0\[/\]", r"PLACE[\s\S]+1 +\[31mw-1[\s\S]+2 +\[31mw-2"

@@ -13,6 +13,7 @@ import pytest
 
 import asynctask
 from asynctask.cli.main import COMMANDS, program
+from testkit import running
 
 
 def test_version_names_the_package_and_python(command):
@@ -118,7 +119,7 @@ def test_the_store_may_be_named_before_the_command(here, folder):
 def test_a_reader_that_has_seen_enough_is_no_error(folder):
     lines = "from asynctask import task\n@task\ndef many():\n    for n in range(100_000):\n        yield n\n"
     (folder / "flow.py").write_text(lines)
-    with subprocess.Popen(
+    with running(
         [sys.executable, "-m", "asynctask", "run", "flow.py"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as child:
         assert child.stdout is not None
@@ -172,7 +173,7 @@ def waits():
 def test_an_interrupt_ends_the_run_at_once_and_in_the_store(folder, command, words, number, code, word):
     (folder / "flow.py").write_text(WAITING)
     name, *options = words
-    with subprocess.Popen(
+    with running(
         [sys.executable, "-m", "asynctask", "run", f"flow.py:{name}", *options],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as child:  # fmt: skip

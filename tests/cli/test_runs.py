@@ -15,6 +15,7 @@ from asynctask.cli.opened import opened
 from asynctask.runs import current_run
 from asynctask.scopes import close_default, runtime_here
 from asynctask.stores.base import LogEntry
+from testkit import running
 
 
 @task(tags=["a", "b"])
@@ -263,11 +264,11 @@ slow()
 def test_watch_follows_a_run_of_another_process_to_its_end(folder):
     (folder / "slow.py").write_text(SLOW)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "slow.py"], **pipes) as runner:
+    with running([sys.executable, "slow.py"], **pipes) as runner:
         assert runner.stdout.readline() == "ready\n"
         while '"Running"' not in listed():
             pass
-        with subprocess.Popen([sys.executable, "-m", "asynctask", "runs", "watch", "@last", "--json"], **pipes) as one:
+        with running([sys.executable, "-m", "asynctask", "runs", "watch", "@last", "--json"], **pipes) as one:
             seen = [json.loads(one.stdout.readline())["name"] for _ in range(2)]
             runner.communicate("\n", timeout=20)
             seen += [json.loads(line)["name"] for line in one.communicate(timeout=20)[0].splitlines()]
@@ -282,9 +283,7 @@ def listed():
 
 def test_watch_gives_up_after_its_timeout(folder, here):
     (folder / "slow.py").write_text(SLOW)
-    with subprocess.Popen(
-        [sys.executable, "slow.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as runner:
+    with running([sys.executable, "slow.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as runner:
         assert runner.stdout.readline() == "ready\n"
         while '"Running"' not in listed():
             pass
@@ -295,9 +294,7 @@ def test_watch_gives_up_after_its_timeout(folder, here):
 
 def test_an_attempt_that_goes_on_has_no_run_time_yet(folder, here):
     (folder / "slow.py").write_text(SLOW)
-    with subprocess.Popen(
-        [sys.executable, "slow.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as runner:
+    with running([sys.executable, "slow.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as runner:
         assert runner.stdout.readline() == "ready\n"
         while '"Running"' not in listed():
             pass

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 import pytest
 
 from asynctask.cli.show import cleaned, document, fields, length_of, out, size_of, table, time_of
+from testkit import running
 
 CORPUS = ["[/]", "\x1b]0;x\x07", "[link=http://x]y[/link]", "[bold]", "a\x9bb", "a\u202eb", "\ud800", "é漢", "{x}"]
 
@@ -54,7 +55,7 @@ table(("NAME", "STATE"), rows, styles=["red"] * len(rows))
 def on_a_terminal(*words, **environment):
     """What a process writes to a terminal of 100 columns."""
     ours, its = pty.openpty()
-    with subprocess.Popen(
+    with running(
         [sys.executable, *words],
         stdout=its, stderr=its, stdin=its,
         env={**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "40", **environment},

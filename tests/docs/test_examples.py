@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from testkit import on_terminal
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 # Parts of the standard library; .ci/run takes all of it.
 ASYNCIO = Path(json.__file__).parents[1] / "asyncio"
@@ -82,27 +84,6 @@ def test_the_main_job_shows_its_runs_on_a_terminal() -> None:
     assert any(re.search(r"• survey-\w+ .*\n\s+• \w+ ", frame) for frame in frames), "a tree"
     assert "Longest functions" in frames[-1]
     assert screen.rindex("\x1b[?25h") > screen.rindex("\x1b[?25l"), "the cursor is back"
-
-
-def on_terminal(*command: str | Path) -> str:
-    """What the command writes to a terminal of 40 lines and 130 columns, without colours, lines ended by \\n."""
-    ours, theirs = os.openpty()
-    environment = {**os.environ, "TERM": "xterm", "NO_COLOR": "1", "LINES": "40", "COLUMNS": "130"}
-    child = subprocess.Popen(
-        [sys.executable, *map(str, command)], stdin=theirs, stdout=theirs, stderr=theirs, env=environment
-    )
-    os.close(theirs)
-    written = b""
-    try:
-        while part := os.read(ours, 65536):
-            written += part
-    except OSError:  # Linux says so when the last writer is gone
-        pass
-    finally:
-        os.close(ours)
-    assert child.wait(timeout=10) == 0, written.decode()
-    text = re.sub(r"\x1b\[[0-9;]*m", "", written.decode())
-    return text.replace("\r\n", "\n").replace("\r", "")
 
 
 @pytest.mark.parametrize("options", [(), ("--trio",)], ids=["asyncio", "trio"])

@@ -23,7 +23,7 @@ from asynctask import Runtime, State
 from asynctask.results import value_of
 from asynctask.stores.base import RunFilter
 from asynctask.stores.sqlite import SQLiteStore
-from testkit import until
+from testkit import running, until
 
 KILLS = 300
 AT_ONCE = 6
@@ -156,7 +156,7 @@ def kill(pid: int) -> None:
 @contextmanager
 def server(path: Path) -> Iterator[Server]:
     command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", WORKER, str(path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
+    with running(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
         try:
             yield Server(process)
         finally:

@@ -25,7 +25,7 @@ import pytest
 from asynctask import Runtime
 from asynctask.stores.base import RunFilter
 from asynctask.stores.sqlite import SQLiteStore
-from testkit import most_at_once, set_limit
+from testkit import most_at_once, running, set_limit
 
 KILLS = 2_500 if os.environ.get("ASYNCTASK_LONG_FUZZ") else 250
 AT_ONCE = 50
@@ -214,7 +214,7 @@ class Storm:
 def storm(path: Path, log: Path) -> Iterator[Storm]:
     command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", SERVER, str(path), str(log)]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, bufsize=0, start_new_session=True) as process:
+    with running(command, stdin=pipe, stdout=pipe, bufsize=0, start_new_session=True) as process:
         try:
             yield Storm(process, Log(log))
         finally:

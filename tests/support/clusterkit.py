@@ -20,6 +20,7 @@ from asynctask import Runtime, ThreadPoolTaskRunner, clusters, dask_runner, flow
 from asynctask.errors import WorkerLostError
 from asynctask.stores.memory import MemoryStore
 from asynctask.witnesses import Witness, attend
+from testkit import fail, running
 
 
 def on(runner: Any, **options: Any) -> Runtime:
@@ -48,7 +49,7 @@ if __name__ == "__main__":
 def dask_cluster(folder: Path, allowed_failures: int = 0) -> Iterator[str]:
     (folder / "cluster.py").write_text(CLUSTER)
     command = [sys.executable, str(folder / "cluster.py"), str(allowed_failures)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with running(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
@@ -86,16 +87,6 @@ def pid(*_: object) -> int:
 @task
 def give(value: Any) -> Any:
     return value
-
-
-@task
-def fail() -> None:
-    try:
-        raise KeyError("inner")
-    except KeyError as error:
-        outer = ValueError("outer")
-        outer.add_note("a note")
-        raise outer from error
 
 
 @task

@@ -1,16 +1,22 @@
 """What several test files use, imported by name (`pythonpath` in pyproject.toml): tests cannot import each other."""
 
+import contextlib
+import gc
+import os
+import re
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import anyio
 
-from asynctask import Runtime, State, get_client
+from asynctask import Runtime, State, get_client, task
 from asynctask.limit_records import ConcurrencyLimit, of_tag
 from asynctask.limit_views import shown
 from asynctask.runs import Run
@@ -36,6 +42,59 @@ async def until(holds: Callable[[], Any]) -> None:
     with anyio.fail_after(5):
         while not holds():
             await anyio.sleep(0.001)
+
+
+@contextlib.contextmanager
+def running(*command: Any, **options: Any) -> Iterator[subprocess.Popen[Any]]:
+    """`subprocess.Popen`, which a test that fails inside does not wait for: a watcher has no end of its own."""
+    with subprocess.Popen(*command, **options) as process:
+        try:
+            yield process
+        except BaseException:
+            process.kill()
+            raise
+
+
+def on_terminal(*command: str | Path, columns: int = 130) -> str:
+    """What Python with this command writes to a terminal of 40 lines, without colours, lines ended by \\n."""
+    ours, theirs = os.openpty()
+    environment = {**os.environ, "TERM": "xterm", "NO_COLOR": "1", "LINES": "40", "COLUMNS": str(columns)}
+    written = b""
+    words = [sys.executable, *map(str, command)]
+    with running(words, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as child:
+        os.close(theirs)
+        try:
+            while part := os.read(ours, 65536):
+                written += part
+        except OSError:  # Linux says so when the last writer is gone
+            pass
+        finally:
+            os.close(ours)
+        assert child.wait(timeout=10) == 0, written.decode()
+    text = re.sub(r"\x1b\[[0-9;]*m", "", written.decode())
+    return text.replace("\r\n", "\n").replace("\r", "")
+
+
+@contextlib.contextmanager
+def no_collector() -> Iterator[None]:
+    """Inside, what is freed is freed because nothing refers to it."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@task
+def fail() -> None:
+    """Raises an error with a cause and a note."""
+    try:
+        raise KeyError("inner")
+    except KeyError as error:
+        outer = ValueError("outer")
+        outer.add_note("a note")
+        raise outer from error
 
 
 async def set_limit(tag: str, limit: int) -> None:
