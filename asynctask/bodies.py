@@ -16,11 +16,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from types import GeneratorType
 from typing import Any
 
-from .errors import Interrupted, TaskTimeoutError
+from .errors import Interrupted, TaskTimeoutError, WorkerLostError
 from .lines import Slots
+from .loops import Waker, context_for_thread
 from .runs import Run, Yielded
 from .states import RUNNING
 
@@ -204,6 +206,53 @@ class Body:
                 "Thread %r is abandoned: the body of run %r is over (%s) but stuck in a call that can't be interrupted",
                 self.thread_name, self.run.name, self.run.state_name,
             )  # fmt: skip
+
+
+class InExecutor:
+    """A body in an executor of this process, and what becomes of it."""
+
+    __slots__ = ("_abandoned", "_body", "_executor", "_future")
+    blocker = "a free thread"
+
+    def __init__(self, executor: Executor, abandoned: set[Body]) -> None:
+        """`abandoned` has those that were interrupted and have not ended yet."""
+        self._executor = executor
+        self._abandoned = abandoned
+        self._body: Body
+        self._future: Future[Any]
+
+    def start(self, run: Run, store: str, on_start: Callable[[], None] | None) -> InExecutor:
+        body = self._body = Body(run)
+        body.on_start = on_start
+        self._future = self._executor.submit(context_for_thread().run, body)
+        if on_start is not None:  # an executor that is shut down may drop what it has not begun
+            self._future.add_done_callback(lambda _: on_start())
+        return self
+
+    def wake_when_done(self, waker: Waker) -> None:
+        self._future.add_done_callback(lambda _: waker.wake())
+
+    def done(self) -> bool:
+        return self._future.done()
+
+    def result(self) -> Any:
+        try:
+            if self._future.cancelled():
+                name = self._body.run.name
+                raise WorkerLostError(f"the body of run {name!r} was dropped by its executor before it began")
+            return self._future.result()
+        finally:
+            del self  # the traceback leads here, and must not lead on to the error
+
+    def stop(self) -> None:
+        body = self._body
+        if self._future.done() or self._future.cancel():
+            return
+        abandoned = self._abandoned
+        if body.interrupt(on_end=lambda: abandoned.discard(body)):
+            abandoned.add(body)
+            if not body.is_in_thread:  # it ended between the two lines above
+                abandoned.discard(body)
 
 
 def call_within(run: Run, seconds: float, call: Callable[[], Any]) -> Any:

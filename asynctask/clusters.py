@@ -27,7 +27,7 @@ from .bodies import begin
 from .clocks import secret
 from .errors import OptionError, WorkerLostError
 from .loop_threads import LoopThread
-from .loops import EventLoop, Work
+from .loops import EventLoop, Waker, Work
 from .observers import flow_logger, task_logger
 from .parcels import FUNCTION, Call, answer_in, call_of, deliver, dumps
 from .redact import text_of
@@ -177,6 +177,9 @@ class Errand(Future[Any]):
                 self.set_exception(error)
         del self, value, error
 
+    def wake_when_done(self, waker: Waker) -> None:
+        self.add_done_callback(lambda _: waker.wake())
+
     def take_back(self) -> None:
         end, self.end = self.end, _nothing
         end()
@@ -239,6 +242,8 @@ class Cluster:
 
     def start(self, run: Run, store: str, on_start: Callable[[], None] | None, options: dict[str, Any]) -> Errand:
         errand = Errand(call_of(Call, run, store, on_start), self)
+        if on_start is not None:
+            errand.add_done_callback(lambda _: on_start())
         if not self._loop.call_soon(functools.partial(self._begin, errand, options)):
             raise RuntimeError(f"this {self.name} cluster is closed")
         return errand
@@ -377,16 +382,14 @@ class Cluster:
 class Door:
     """Bodies on a cluster, with the options of one runner; see `waiting.Elsewhere`."""
 
+    blocker = "a free worker"
+
     def __init__(self, cluster: Cluster, options: dict[str, Any]) -> None:
         self._cluster = cluster
         self._options = options
 
-    def start(self, run: Run, store: str, on_start: Callable[[], None] | None) -> Future[Any]:
+    def start(self, run: Run, store: str, on_start: Callable[[], None] | None) -> Errand:
         return self._cluster.start(run, store, on_start, self._options)
-
-    def stop(self, future: Future[Any]) -> None:
-        assert isinstance(future, Errand)
-        future.stop()
 
 
 class Site:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Iterator
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar, Unpack, cast, overload
 
@@ -289,11 +289,20 @@ class TaskDefinition(Definition[P], Generic[P, R]):
         calls = inputs.spread(self.name, args, kwargs)
         token = None if batch_size is None else current_batch.set((self.spec, self._checked_batch_size(batch_size)))
         try:
-            futures = TaskFutureList(self.submit(*each, wait_for=upstream, **named) for each, named in calls)
+            futures = TaskFutureList(self._submitted(calls, upstream))
         finally:
             if token is not None:
                 current_batch.reset(token)
         return cast("Any", futures.wait()) if return_state else futures
+
+    def _submitted(
+        self, calls: Iterable[tuple[tuple[Any, ...], dict[str, Any]]], wait_for: tuple[Any, ...]
+    ) -> Iterator[TaskFuture[R]]:
+        for args, kwargs in calls:
+            run = self._new_run(args, kwargs)
+            run.wait_for = wait_for
+            scope: Scope = run.inside
+            yield scope.submit(run)
 
     def _checked_batch_size(self, size: object) -> int:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:

@@ -47,11 +47,13 @@ async def execute(run: Run, port: Port) -> Any:
     token = keeping = None
     try:
         journal = run.journal
-        if not run.is_submitted:
+        if run.is_submitted:
+            if run.home.begins_early:
+                await begun()
+            current_run.set(run)  # in a context of its own
+        else:
             journal.live[run.number] = run
-        elif run.home.begins_early:
-            await begun()
-        token = current_run.set(run)
+            token = current_run.set(run)
         if run.cancel_reason is not None:
             raise Interrupted
         if journal.is_crowded:
@@ -61,11 +63,10 @@ async def execute(run: Run, port: Port) -> Any:
             run.note(texts=run.shown_parameters())  # now: the body may change what it is given
         if options.run_name is not None:
             run.given_name = rendered_name(run)
-        is_cached = False
+        is_cached, attempt = False, 1
         if spec.keeper is not None or current_transaction.get() is not None:
             keeping = await (spec.keeper or current_transaction.get().keeper).begin(run, port)
             is_cached = keeping is None
-        attempt = 1
         while not is_cached:
             slots = await slots_taken(run, port) if run.tags else None
             try:
@@ -121,8 +122,7 @@ async def execute(run: Run, port: Port) -> Any:
         except Interrupted:  # meant for a body further up in this thread
             run.settle(again=True)
             raise
-        if token is not None and not run.is_submitted:  # a submitted run has a context of its own
-            leave_context(token)
+        leave_context(token)
         del run, token, keeping  # rule 6
 
 
@@ -379,6 +379,7 @@ def give_slots(run: Run, slots: Slots, port: Port) -> None:
 def leave_context(token: Any) -> None:
     """Undo `current_run.set`, if this is still the context in which it was done."""
     try:
-        current_run.reset(token)
+        if token is not None:
+            current_run.reset(token)
     except ValueError:  # closed by the garbage collector, from wherever it ran: there is nothing to undo here
         return

@@ -323,6 +323,9 @@ def spread(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tup
             f"task {name!r}: map() needs iterables of one length, but got {each}; wrap what is the same for all runs "
             f"in unmapped(...)"
         )
+    if not kwargs and len(args) == 1:
+        nothing: dict[str, Any] = {}
+        return [((element,), nothing) for element in mapped[0]]
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     for index in range(next(iter(lengths.values()))):
         one = {**static, **{place: elements[index] for place, elements in mapped.items()}}

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 from .blocking import drive
 from .bodies import begin
 from .errors import WorkerLostError
-from .loops import here
+from .loops import Waker, here
 from .parcels import LOG, READY, SKIPPED, Call, answer_in, call_of, deliver, loads
 from .progress import MOST
 from .redact import text_of
@@ -47,7 +47,7 @@ class CallFuture(Call, eq=False):
     has_begun: bool = False
     is_stopped: bool = False
     is_done: bool = False
-    call_backs: tuple[Callable[[Any], object], ...] = ()
+    waker: Waker | None = None
     value: Any = None
     error: BaseException | None = None
 
@@ -63,12 +63,12 @@ class CallFuture(Call, eq=False):
         finally:
             del self  # the traceback leads here, and must not lead on to the error
 
-    def add_done_callback(self, fn: Callable[[Any], object], /) -> None:
+    def wake_when_done(self, waker: Waker) -> None:
         with _changing:
             if not self.is_done:
-                self.call_backs = (*self.call_backs, fn)
+                self.waker = waker
                 return
-        fn(self)
+        waker.wake()
 
     def begin(self, began: float | None = None) -> None:
         """The body has begun, then or now."""
@@ -88,9 +88,11 @@ class CallFuture(Call, eq=False):
             drive(self.guests.over())
         with _changing:
             self.value, self.error, self.worker, self.is_done = value, error, None, True
-            call_backs, self.call_backs = self.call_backs, ()
-        for fn in call_backs:
-            fn(self)
+            waker, self.waker = self.waker, None
+        if self.on_start is not None:
+            self.on_start()
+        if waker is not None:
+            waker.wake()
 
     def stop(self) -> None:
         """End the call: it is not begun any more, or its worker is killed. From any thread."""
@@ -111,6 +113,8 @@ Sent: TypeAlias = "deque[CallFuture | None]"
 
 class ProcessPool:
     """At most `max_workers` processes that call functions, first come, first served; see the rules above."""
+
+    blocker = "a free worker"
 
     def __init__(
         self, max_workers: int, setup: Callable[[], Message], max_calls: int | None = None,
@@ -372,10 +376,6 @@ class ProcessPool:
         seconds = first.function.seconds
         most = 1 if seconds is None else min(TOGETHER, int(TOGETHER_SECONDS / max(seconds, 1e-6)))
         return len(taken) < min(most, 1 + len(self._calls) // self._max_workers)
-
-    def stop(self, future: Any) -> None:
-        assert isinstance(future, CallFuture)
-        future.stop()
 
     def close(self, timeout: float) -> None:
         """Take no more calls, and wait for the workers to end, at most `timeout` seconds; then kill them."""

@@ -13,15 +13,13 @@ import contextvars
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from concurrent.futures import Future
-from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import anyio
 
 from . import loops
-from .bodies import Body, collect_async, timed_out
-from .errors import StoreError, WorkerLostError
+from .bodies import Body, InExecutor, collect_async, timed_out
+from .errors import StoreError
 from .hooks import Afterwards, log_hook
 from .limits import Limits
 from .lines import Slots
@@ -40,7 +38,7 @@ T = TypeVar("T")
 
 
 class Answer(Protocol):
-    """What becomes of a body elsewhere; a `concurrent.futures.Future` is one."""
+    """What becomes of a body elsewhere."""
 
     def done(self) -> bool: ...
 
@@ -48,21 +46,26 @@ class Answer(Protocol):
         """What the body gave. Raises its error."""
         ...
 
-    def add_done_callback(self, fn: Callable[[Any], object], /) -> None: ...
+    def wake_when_done(self, waker: loops.Waker) -> None:
+        """Wake it when the body is over, at once if it is; one for each answer."""
+        ...
+
+    def stop(self) -> None:
+        """End the body, as far as that is possible; from now on, it changes nothing of its run."""
+        ...
 
 
 class Elsewhere(Protocol):
-    """Where bodies run that are not to run in this process."""
+    """Where bodies run that are not to run on their loop."""
+
+    #: For what a run waits that has not begun there.
+    blocker: str
 
     def start(self, run: Run, store: str, on_start: Callable[[], None] | None) -> Answer:
-        """Call the body of `run`, whose runs are kept in the store of that URL; `on_start` when it begins.
+        """Call the body of `run`, whose runs are kept in the store of that URL; `on_start` as it begins, or never will.
 
         Enters Running when it begins, if nobody has. Raises `SerializationError` for what cannot travel.
         """
-        ...
-
-    def stop(self, future: Any) -> None:
-        """End the body, as far as that is possible; from now on, it changes nothing of its run."""
         ...
 
 
@@ -212,7 +215,8 @@ class Loop:
             if found is not None:
                 return self._call_elsewhere(run, found())
         if not spec.is_async:
-            return self._call_in_executor(run)
+            executor = self.services.runner(run).executor()
+            return self._call_elsewhere(run, InExecutor(executor, self.services.abandoned))
         # For a plain body, no coroutine of ours between the engine and the body.
         if spec.is_generator:
             body = collect_async(run)
@@ -230,56 +234,30 @@ class Loop:
         finally:
             del run, body  # the traceback of what the body raises leads to this frame; see `execute`
 
-    async def _call_in_executor(self, run: Run) -> Any:
-        body = Body(run)
-        started = None if run.spec.options.timeout is None else loops.here().waker()
-        body.on_start = None if started is None else started.wake
-        run.blocker = "a free thread"
-        try:
-            future = self.services.runner(run).executor().submit(loops.context_for_thread().run, body)
-            return await self._answer(run, future, started, partial(self._interrupt, body, future))
-        finally:
-            run.blocker = None
-
     async def _call_elsewhere(self, run: Run, there: Elsewhere) -> Any:
-        started = None if run.spec.options.timeout is None else loops.here().waker()
-        run.blocker = "a free worker"
+        # Many wait here at once, as a rule, and the collector looks at whatever each of them has: so no more frames
+        # and closures than are needed.
+        home = run.home or loops.here()
+        timeout = run.spec.options.timeout
+        ended = home.waker()
+        run.blocker = there.blocker
         try:
-            future = there.start(run, self.services.store.url, None if started is None else started.wake)
-            return await self._answer(run, future, started, partial(there.stop, future))
+            if timeout is None:
+                answer = there.start(run, self.services.store.url, None)
+                answer.wake_when_done(ended)
+                try:
+                    await ended.wait()
+                except BaseException:
+                    answer.stop()
+                    raise
+            else:
+                started = home.waker()
+                answer = there.start(run, self.services.store.url, started.wake)
+                answer.wake_when_done(ended)
+                await _in_its_time(run, answer, started, ended, timeout)
+            return answer.result()
         finally:
             run.blocker = None
-
-    async def _answer(self, run: Run, future: Answer, started: loops.Waker | None, stop: Callable[[], None]) -> Any:
-        """What a body gives that is not on this loop; `stop` ends it, should nobody wait for that any more."""
-        ended = loops.here().waker()
-        future.add_done_callback(lambda _: ended.wake())
-        timeout = run.spec.options.timeout
-        try:
-            if timeout is None or started is None:
-                await ended.wait()
-            else:
-                # An executor that is shut down may drop what it has not begun.
-                future.add_done_callback(lambda _: started.wake())
-                # Waiting for a thread or worker is no part of the attempt, so the time counts from the body's start.
-                await started.wait()
-                with in_time(timeout):
-                    await ended.wait()
-                if not future.done():
-                    raise timed_out(run)
-        except BaseException:
-            stop()
-            raise
-        return _result_of(run, future)
-
-    def _interrupt(self, body: Body, future: Future[Any]) -> None:
-        if future.done() or future.cancel():
-            return
-        abandoned = self.services.abandoned
-        if body.interrupt(on_end=lambda: abandoned.discard(body)):
-            abandoned.add(body)
-            if not body.is_in_thread:  # it ended between the two lines above
-                abandoned.discard(body)
 
     async def ask(self, question: Awaitable[T]) -> T:
         return await question
@@ -416,10 +394,17 @@ class Loop:
             del run, step
 
 
-def _result_of(run: Run, future: Any) -> Any:
-    if isinstance(future, Future) and future.cancelled():
-        raise WorkerLostError(f"the body of run {run.name!r} was dropped by its executor before it began")
-    return future.result()  # pyright: ignore[reportUnknownVariableType]
+async def _in_its_time(run: Run, answer: Answer, started: loops.Waker, ended: loops.Waker, timeout: float) -> None:
+    try:
+        # Waiting for a thread or worker is no part of the attempt, so the time counts from the body's start.
+        await started.wait()
+        with in_time(timeout):
+            await ended.wait()
+        if not answer.done():
+            raise timed_out(run)
+    except BaseException:
+        answer.stop()
+        raise
 
 
 class in_time:

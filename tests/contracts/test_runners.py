@@ -13,12 +13,12 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from asynctask import ProcessPoolTaskRunner, ThreadPoolTaskRunner
-from asynctask.process_pool import ProcessPool
+from asynctask.process_pool import CallFuture, ProcessPool
 from asynctask.testing import TaskRunnerContract
 
 ROOT = Path(__file__).parents[2]
@@ -202,12 +202,23 @@ class Deaf(ProcessPoolTaskRunner):
         pool: ProcessPool = super().elsewhere()
 
         class Door:
-            start = staticmethod(pool.start)
+            blocker = pool.blocker
 
-            def stop(self, future: Any) -> None:
-                pass
+            def start(self, *call: Any) -> CallFuture:
+                return unstoppable(pool.start(*call))
 
         return Door()
+
+
+def unstoppable(future: CallFuture) -> CallFuture:
+    class Unstoppable:
+        def stop(self) -> None:
+            pass
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(future, name)
+
+    return cast("CallFuture", Unstoppable())
 
 
 #: Runners that break their word; which promise that is, and what is said of it.
