@@ -237,7 +237,7 @@ class ProcessPoolTaskRunner:
                 )
             return self._pool
 
-    def close(self, timeout: float = 5.0) -> None:
+    def close(self, timeout: float = 10.0) -> None:
         """Let the workers end, and wait for them at most `timeout` seconds; those that do not are killed."""
         with self._lock:
             pool, self._pool = self._pool, None

@@ -20,8 +20,9 @@ from .parcels import Call, together
 from .progress import Progress, new_page
 from .wires import Message, Reader, pair, send
 
-#: Seconds that a worker gets to start, and to end by itself.
-START_SECONDS, END_SECONDS = 60.0, 2.0
+#: Seconds that a worker gets to start, and to end by itself. Where bodies have started runs, it writes those down as it
+#: ends, for which 2 s were too few on a machine with five times more to do than it can.
+START_SECONDS, END_SECONDS = 60.0, 10.0
 
 
 class Process(Protocol):
