@@ -56,7 +56,7 @@ def dask_cluster(folder: Path, allowed_failures: int = 0) -> Iterator[str]:
             import distributed  # 1 s, also in workers that import this file
 
             address = process.stdout.readline().strip()
-            with distributed.Client(address, set_as_default=False) as client:
+            with distributed.Client(address, set_as_default=False, timeout=60) as client:
                 client.submit(os.getpid).result()  # Dask's own threads, which it keeps for the process
             yield address
         finally:
