@@ -250,8 +250,8 @@ def resident() -> int:
 # -- the process ------------------------------------------------------------------------------------------------------
 
 
-def on_its_loop(work: Work, kind: Kind, budget: float) -> dict[str, Any]:
-    """Coroutines run on the loop that the variant names, by default on asyncio; a plain work has no loop around it."""
+def on_its_loop(work: Work, kind: Kind, budget: float, loop: str) -> dict[str, Any]:
+    """Coroutines run on `uvloop`, on `trio`, or else on asyncio; a plain work has no loop around it."""
     measuring = measured(work, kind, budget)
     if not (inspect.iscoroutinefunction(work) or inspect.isasyncgenfunction(work)):
         try:
@@ -259,12 +259,12 @@ def on_its_loop(work: Work, kind: Kind, budget: float) -> dict[str, Any]:
         except StopIteration as over:
             return over.value
         raise RuntimeError("a plain work gave something to await")
-    if VARIANT == "trio":
+    if loop == "trio":
         import trio  # only the environments of those that have this variant have it
 
         measuring.close()
         return trio.run(measured, work, kind, budget)
-    if VARIANT == "uvloop":
+    if loop == "uvloop":
         import uvloop
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -272,11 +272,11 @@ def on_its_loop(work: Work, kind: Kind, budget: float) -> dict[str, Any]:
     return asyncio.run(measuring)
 
 
-def figures(name: str, kind: Kind, budget: float) -> dict[str, Any]:
+def figures(name: str, kind: Kind, budget: float, loop: str) -> dict[str, Any]:
     """What is told of one work."""
     before = floor()
     statement = getattr(sys.modules["__main__"], "IMPORT", "")
-    found = imported(statement, budget) if name == "import" else on_its_loop(_works[name], kind, budget)
+    found = imported(statement, budget) if name == "import" else on_its_loop(_works[name], kind, budget, loop)
     return {**found, "floor_us": [round(before, 3), round(floor(), 3)]}
 
 
@@ -288,8 +288,12 @@ def versions(names: list[str]) -> dict[str, str]:
     return found
 
 
-def main() -> None:
-    """Measure the works that the command line names, and tell of each as it begins and as it ends."""
+def error_text(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def main(*, loop: str = VARIANT) -> None:
+    """Measure the works that the command line names, on that loop, and tell of each as it begins and as it ends."""
     parser = argparse.ArgumentParser(description="Started by benchmarks/field.py.")
     parser.add_argument("--told", type=Path, default=Path("/dev/stdout"), help="the file for the lines of JSON")
     parser.add_argument("--budget", type=float, default=0.5, help="seconds for each work, about")
@@ -305,16 +309,21 @@ def main() -> None:
             file.write(json.dumps({"event": event, **more}) + "\n")
             file.flush()
 
-        for each in _sessions:
-            around.enter_context(each())
+        try:
+            for each in _sessions:
+                around.enter_context(each())
+        except Exception as error:
+            for name in names:
+                tell("failed", work=name, why=f"failed: {error_text(error)}")
+            raise
         tell("ready", versions=versions(given.versions))
         for name in names:
             kind = KINDS[name]
             sizes = tuple(size for size in kind.sizes if size <= given.most) or kind.sizes[:1]
             tell("begin", work=name)
             try:
-                tell("measured", work=name, **figures(name, kind._replace(sizes=sizes), given.budget))
+                tell("measured", work=name, **figures(name, kind._replace(sizes=sizes), given.budget, loop))
             except BaseException as error:  # deliberate: what breaks one work, even a SystemExit, is told of that work
-                word = "too slow" if isinstance(error, TooSlow) else f"failed: {type(error).__name__}"
-                tell("failed", work=name, why=f"{word}: {' '.join(str(error).split())[:300]}")
+                why = f"too slow: {error}" if isinstance(error, TooSlow) else f"failed: {error_text(error)}"
+                tell("failed", work=name, why=why)
         tell("done")
