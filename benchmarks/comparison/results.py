@@ -5,10 +5,16 @@ from __future__ import annotations
 import statistics
 from typing import Any, NamedTuple
 
-from .peers import Peer
+from .peers import KEEPS, Peer
 from .rounds import Told
 
-#: The works, in the order of the tables: what each is, and the unit of its figure.
+#: How the word begins for what a peer has not.
+ABSENT = "- "
+
+#: Variants that never are first: what another loop gains or costs, it would for each peer that runs on it.
+OTHER_LOOPS = ("uvloop", "trio")
+
+#: The works, in the order of the tables.
 WORKS = {
     "awaited": "await a no-op, one after another",
     "submitted": "submit N no-ops, await all",
@@ -49,6 +55,10 @@ class Cell(NamedTuple):
     rounds: int = 0
 
     @property
+    def is_ours(self) -> bool:
+        return self.peer == "with_asynctask"
+
+    @property
     def is_floor(self) -> bool:
         return self.keeps == "floor"
 
@@ -56,13 +66,20 @@ class Cell(NamedTuple):
     def is_measured(self) -> bool:
         return not self.why
 
+    @property
+    def is_absent(self) -> bool:
+        """Whether the peer has no such thing; otherwise it is measured, or broke."""
+        return self.why.startswith(ABSENT)
+
 
 def cell_of(peer: Peer, variant: str, work: str, told: list[Told]) -> Cell:
     """What the rounds of one work come to. One that failed in some rounds only is told by those in which it did not."""
     cell = Cell(peer.name, peer.label(variant), variant, peer.variants[variant], work)
     found = [each.figures for each in told if each.figures is not None]
     if not found:
-        return cell._replace(why=told[-1].why if told else f"- {peer.why_absent(work, variant) or 'not declared'}")
+        return cell._replace(
+            why=told[-1].why if told else f"{ABSENT}{peer.why_absent(work, variant) or 'not declared'}"
+        )
     medians = [statistics.median(figures["us"]) for figures in found]
     floors = [statistics.fmean(figures["floor_us"]) for figures in found]
     sizes = [figures["bytes"] for figures in found if "bytes" in figures]
@@ -82,18 +99,24 @@ def ranked(cells: list[Cell], work: str) -> list[Cell]:
     return sorted((cell for cell in cells if cell.work == work and cell.is_measured and not cell.is_floor), key=speed)
 
 
+def floors(cells: list[Cell], work: str) -> list[Cell]:
+    return sorted((cell for cell in cells if cell.work == work and cell.is_measured and cell.is_floor), key=speed)
+
+
 def speed(cell: Cell) -> float:
     return cell.us
 
 
-def first(cells: list[Cell], work: str, *, among: tuple[str, ...]) -> Cell | None:
-    """The fastest of those that keep one of `among` of a run."""
-    return next((cell for cell in ranked(cells, work) if cell.keeps in among), None)
+def leaders(cells: list[Cell], work: str, *, keeping: str) -> list[Cell]:
+    """Who is first of those that keep at least as much of a run: the fastest, and those whose rounds reach into its."""
+    enough = list(KEEPS)[: list(KEEPS).index(keeping) + 1]
+    rivals = [cell for cell in ranked(cells, work) if cell.keeps in enough and cell.variant not in OTHER_LOOPS]
+    return [cell for cell in rivals if cell is rivals[0] or cell.low <= rivals[0].high]
 
 
 def as_data(cell: Cell) -> dict[str, Any]:
-    data = {name: value for name, value in cell._asdict().items() if name not in ("why", "bytes")}
+    data = {name: value for name, value in cell._asdict().items() if value is not None}
     if cell.why:
-        return {name: data[name] for name in ("peer", "label", "variant", "keeps", "work")} | {"why": cell.why}
+        return {name: data[name] for name in ("peer", "label", "variant", "keeps", "work", "why")}
     data |= {name: round(data[name], 3) for name in ("us", "low", "high", "ratio")}
-    return data if cell.bytes is None else data | {"bytes": cell.bytes}
+    return {name: value for name, value in data.items() if name != "why"}

@@ -102,16 +102,17 @@ async def nothing() -> None:
     pass
 
 
-def floor() -> float:
+def floor(budget: float) -> float:
     """Microseconds of `await asyncio.create_task(nothing())`, the least of three rounds: others only make it slower."""
+    count = 2_000 if budget >= 0.1 else 200
 
     async def rounds() -> float:
         taken: list[float] = []
         for _ in range(3):
             start = time.perf_counter()
-            for _ in range(2_000):
+            for _ in range(count):
                 await asyncio.create_task(nothing())
-            taken.append((time.perf_counter() - start) / 2_000 * 1e6)
+            taken.append((time.perf_counter() - start) / count * 1e6)
         return min(taken)
 
     return asyncio.run(rounds())
@@ -151,6 +152,8 @@ async def repeated(timed: Timed, kind: Kind, budget: float) -> dict[str, Any]:
     count = kind.sizes[0]
     await timed(count)
     seconds = await timed(count)
+    if seconds < budget:  # something may have been started just then: a second worker, say
+        seconds = min(seconds, await timed(count))
     for larger in kind.sizes[1:]:
         if seconds / count * larger > 2 * budget:
             break
@@ -199,7 +202,7 @@ def imported(statement: str, budget: float) -> dict[str, Any]:
         told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
         if repeat:
             answers.append((round(float(told[-2])), int(told[-1])))
-        if len(answers) >= 3 and time.perf_counter() - began > 2 * budget:
+        if len(answers) >= (3 if budget >= 0.1 else 1) and time.perf_counter() - began > 2 * budget:
             break
     return {"count": 1, "us": [us for us, _ in answers], "bytes": round(statistics.median(size for _, size in answers))}
 
@@ -274,10 +277,10 @@ def on_its_loop(work: Work, kind: Kind, budget: float, loop: str) -> dict[str, A
 
 def figures(name: str, kind: Kind, budget: float, loop: str) -> dict[str, Any]:
     """What is told of one work."""
-    before = floor()
+    before = floor(budget)
     statement = getattr(sys.modules["__main__"], "IMPORT", "")
     found = imported(statement, budget) if name == "import" else on_its_loop(_works[name], kind, budget, loop)
-    return {**found, "floor_us": [round(before, 3), round(floor(), 3)]}
+    return {**found, "floor_us": [round(before, 3), round(floor(budget), 3)]}
 
 
 def versions(names: list[str]) -> dict[str, str]:
