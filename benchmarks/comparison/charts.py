@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from asynctask.measuring.plots import Axis
 
 from .results import WORKS, Cell
-from .tables import figure, number
+from .tables import figure
 
 WIDTH, NAMES, RIGHT, LINE = 760, 170, 110, 20
 #: What each colour means: ours, those that keep as much of a run or more, those that keep nothing, floors.
 STYLE = """<style>
-svg { background: #fff; font: 12px system-ui, sans-serif; }
+svg { font: 12px system-ui, sans-serif; }
 .ours { fill: #0b62c4 } .kept { fill: #d55e00 } .nothing { fill: #c9a227 } .floor { fill: #b8b8b8 }
 .grid { stroke: #ddd } .us { font-weight: bold } .quiet { fill: #666 }
 </style>"""
-KEYS = (("ours", "asynctask"), ("kept", "keeps runs"), ("nothing", "keeps nothing of a run"), ("floor", "a floor"))
+KEYS = (("ours", "asynctask"), ("kept", "keeps runs"), ("nothing", "keeps nothing"), ("floor", "a floor"))
 
 
 def bars(cells: Sequence[Cell], work: str) -> str:
@@ -25,10 +25,10 @@ def bars(cells: Sequence[Cell], work: str) -> str:
     there = sorted((cell for cell in cells if cell.work == work and cell.is_measured), key=lambda cell: cell.us)
     top, bottom = 30, 34
     height = top + LINE * len(there) + bottom
-    scale = 1_000 if work == "import" else 1
-    values = [max(cell.us / scale, 0.01) for cell in there] or [1.0]
-    axis = Axis([min(values) / 2, max(values)], NAMES, WIDTH - RIGHT)
-    body = [f'<text x="8" y="18">{html.escape(WORKS[work])}: {"ms" if scale > 1 else "us for each"}</text>']
+    unit, scale = ("ms", 1_000) if work == "import" else ("us for each", 1)
+    values = [max(cell.us / scale, 0.01) for cell in there]
+    axis = Axis([min(values, default=1.0) / 2, max(values, default=1.0)], NAMES, WIDTH - RIGHT)
+    body = [f'<text x="8" y="18">{html.escape(WORKS[work])}: {unit}, on a logarithmic scale</text>']
     body += grid(axis, top, height - bottom)
     for place, (cell, value) in enumerate(zip(there, values, strict=True)):
         y, x = top + LINE * place, axis.at(value)
@@ -78,7 +78,7 @@ def grid(axis: Axis, top: float, bottom: float) -> list[str]:
 
 
 def text(tick: float) -> str:
-    return f"{tick:g}" if tick < 1 else number(tick)
+    return f"{tick:g}" if tick < 1 else f"{tick:,.0f}"
 
 
 def keys(y: float) -> list[str]:
@@ -93,5 +93,6 @@ def picture(body: Sequence[str], height: float, label: str) -> str:
     drawn = "\n".join(body)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" width="{WIDTH}" '
-        f'height="{height:.0f}" role="img" aria-label="{html.escape(label, quote=True)}">\n{STYLE}\n{drawn}\n</svg>\n'
+        f'height="{height:.0f}" role="img" aria-label="{html.escape(label, quote=True)}">\n{STYLE}\n'
+        f'<rect width="100%" height="100%" fill="#fff"/>\n{drawn}\n</svg>\n'
     )

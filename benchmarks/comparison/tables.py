@@ -14,7 +14,7 @@ from typing import Any
 from .results import WORKS, Cell, floors, leaders, ranked
 
 #: Between these a page has its table; the text around them is written by people.
-MARKS = "<!-- field:{} -->"
+MARKS = ("<!-- field:{} -->", "<!-- /field:{} -->")
 #: Works for which only those count that put each run on disk.
 ON_DISK = ("recorded",)
 #: What the fewest are that a work is about; a figure of fewer says so.
@@ -157,7 +157,7 @@ def budgets(rows: list[dict[str, Any]]) -> str:
 
 def between_marks(text: str, name: str, content: str) -> str:
     """The page with this content in its place. A page that has no such place is refused."""
-    opening, closing = MARKS.format(name), MARKS.format(f"/{name}")
+    opening, closing = (mark.format(name) for mark in MARKS)
     before, found, rest = text.partition(opening)
     _, found_too, after = rest.partition(closing)
     if not found or not found_too:
