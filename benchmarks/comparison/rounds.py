@@ -33,7 +33,7 @@ class Order(NamedTuple):
     """How much is to be measured, and how long anything may take."""
 
     #: Seconds for each work, about.
-    budget: float = 0.5
+    budget: float = 0.3
     #: The most things to do at once; 0 for what the harness has.
     most: int = 0
     #: Seconds after which a work counts as hanging.

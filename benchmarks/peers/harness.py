@@ -299,7 +299,7 @@ def main(*, loop: str = VARIANT) -> None:
     """Measure the works that the command line names, on that loop, and tell of each as it begins and as it ends."""
     parser = argparse.ArgumentParser(description="Started by benchmarks/field.py.")
     parser.add_argument("--told", type=Path, default=Path("/dev/stdout"), help="the file for the lines of JSON")
-    parser.add_argument("--budget", type=float, default=0.5, help="seconds for each work, about")
+    parser.add_argument("--budget", type=float, default=0.3, help="seconds for each work, about")
     parser.add_argument("--most", type=int, default=10**9, help="do no more things at once than this")
     parser.add_argument("--versions", nargs="*", default=[], help="of which packages to tell the version")
     parser.add_argument("work", nargs="*", help=f"by default all that there are, of {', '.join(KINDS)}")
