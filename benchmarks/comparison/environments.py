@@ -64,5 +64,8 @@ def run(*command: str) -> None:
         raise NotInstalled(str(error)) from error
     if done.returncode != 0:
         lines = [" ".join(line.split()) for line in done.stderr.splitlines()]
-        errors = [line for line in lines if line.lower().startswith("error")]  # as pip says it; uv says it all at once
-        raise NotInstalled(" ".join(errors or lines).strip()[-300:] or f"{command[0]} ended with {done.returncode}")
+        errors = [
+            line for line in lines if line.startswith("ERROR")
+        ]  # the last one is pip's verdict; uv says it in many
+        why = errors[-1] if errors else " ".join(lines).strip()[-300:]
+        raise NotInstalled(why or f"{command[0]} ended with {done.returncode}")

@@ -57,7 +57,7 @@ def cells_of(found: dict[str, Any]) -> list[Cell]:
 def write(found: dict[str, Any], folder: Path) -> None:
     """`field.json`, `field.md` and the plots."""
     cells = cells_of(found)
-    works = [work for work in WORKS if any(cell.work == work for cell in cells)]
+    works = [work for work in WORKS if any(cell.work == work and not cell.is_absent for cell in cells)]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "field.json").write_text(json.dumps(found, indent=1) + "\n")
     (folder / "field.md").write_text(document(found, cells, works))
@@ -84,9 +84,10 @@ def document(found: dict[str, Any], cells: list[Cell], works: list[str]) -> str:
 def write_page(found: dict[str, Any], page: Path = PAGE) -> None:
     """Put the tables into the page of the documentation; a report without budgets leaves those that are there."""
     cells = cells_of(found)
-    works = [work for work in WORKS if any(cell.work == work for cell in cells)]
+    works = [work for work in WORKS if any(cell.work == work and not cell.is_absent for cell in cells)]
     text = page.read_text()
-    text = tables.between_marks(text, "table", f"{tables.overview(cells, works)}\n\n{tables.measured_with(found)}")
+    parts = [tables.overview(cells, works), "![everybody, by work](../benchmarks/results/field.svg)"]
+    text = tables.between_marks(text, "table", "\n\n".join([*parts, tables.measured_with(found)]))
     if found["budgets"]:
         text = tables.between_marks(text, "budgets", tables.budgets(found["budgets"]))
     page.write_text(text)

@@ -49,6 +49,8 @@ def plain(cells: list[Cell], works: list[str]) -> str:
     """For a terminal: each work, everybody who has it, fastest first, and who broke."""
     lines: list[str] = []
     for work in works:
+        if all(cell.is_absent for cell in cells if cell.work == work):
+            continue
         lines += ["", f"{work}: {WORKS[work]}"]
         for cell in sorted(
             (cell for cell in cells if cell.work == work and cell.is_measured), key=lambda cell: cell.us
