@@ -81,12 +81,15 @@ def cell_of(peer: Peer, variant: str, work: str, told: list[Told]) -> Cell:
             why=told[-1].why if told else f"{ABSENT}{peer.why_absent(work, variant) or 'not declared'}"
         )
     medians = [statistics.median(figures["us"]) for figures in found]
+    # Of one round only, how far the middle half of its repeats is apart.
+    repeats = sorted(found[0]["us"])
+    spread = medians if len(medians) > 1 else repeats[len(repeats) // 4 : len(repeats) - len(repeats) // 4]
     floors = [statistics.fmean(figures["floor_us"]) for figures in found]
     sizes = [figures["bytes"] for figures in found if "bytes" in figures]
     return cell._replace(
         us=statistics.median(medians),
-        low=min(medians),
-        high=max(medians),
+        low=min(spread),
+        high=max(spread),
         ratio=statistics.median(us / floor for us, floor in zip(medians, floors, strict=True)),
         count=found[-1]["count"],
         bytes=round(statistics.median(sizes)) if sizes else None,

@@ -116,16 +116,16 @@ def one_work(there: list[Cell], cells: list[Cell], work: str) -> str:
     first = leaders(cells, work, keeping="disk" if work in ON_DISK else "nothing")
     unit, scale = ("ms", 1_000) if work == "import" else ("us", 1)
     lines = [
-        f"| who | {unit} | rounds | x floor | N | memory | keeps |",
+        f"| who | {unit} | spread | x floor | N | memory | keeps |",
         "| --- | ---: | --- | ---: | ---: | ---: | --- |",
     ]
     for cell in there:
         name = f"**{cell.label}**" if cell.is_ours else cell.label
-        rounds = f"{number(cell.low / scale)} to {number(cell.high / scale)}" if cell.rounds > 1 else "one"
+        spread = f"{number(cell.low / scale)} to {number(cell.high / scale)}"
         memory = "" if cell.bytes is None else f"{number(cell.bytes / (1e6 if work == 'import' else 1e3))}"
         memory += (" MB" if work == "import" else " kB") if memory else ""
         keeps = f"{cell.keeps}{', first' if cell in first else ''}"
-        shown = [name, number(cell.us / scale), rounds, number(cell.ratio), f"{cell.count:,}", memory, keeps]
+        shown = [name, number(cell.us / scale), spread, number(cell.ratio), f"{cell.count:,}", memory, keeps]
         lines.append(f"| {' | '.join(shown)} |")
     return "\n".join(lines)
 
