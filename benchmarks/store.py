@@ -19,11 +19,11 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 os.environ["ASYNCTASK_STORE_URL"] = "memory://"  # whatever a row does not say otherwise
 
-from core import Result, Row, create_and_await, measured, nothing_task, on_asyncio, table
+from core import Result, Row, as_data, create_and_await, measured, nothing_task, on_asyncio, table
 from rich.console import Console
 from rich.table import Table
 
@@ -297,10 +297,7 @@ def judge(description: str, title: str, rows: list[Row], measures: dict[str, Cal
     if figures:
         console.print(told(figures))
     if given.json:
-        told_rows: list[dict[str, Any]] = [
-            {"name": one.row.name, "theirs": one.theirs, "ours": one.ours, "ratio": one.ratio, "bar": one.row.bar}
-            for one in results
-        ]
+        told_rows = as_data(results, given.quick, 0.0)["rows"]
         text = json.dumps({"rows": told_rows, "figures": [one._asdict() for one in figures]}, indent=2)
         given.json.write_text(text + "\n")
     over = any(one.verdict == "over" for one in results) or any(

@@ -45,7 +45,7 @@ def test_a_program_on_a_page_prints_what_the_page_says(program: str, tmp_path: P
     assert done.stdout.splitlines() == promised(program)
 
 
-@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "docs/architecture.md"])
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "docs/architecture.md", "docs/benchmarks.md"])
 def test_links_lead_to_files(page: str) -> None:
     links = re.findall(r"\]\((?!https?://)([^)#]+)", (ROOT / page).read_text())
     missing = [link for link in links if not (ROOT / page).parent.joinpath(link).exists()]
