@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -13,18 +12,20 @@ from uuid import UUID
 import anyio
 
 from . import loops
+from .arrivals import Arrivals
 from .blocking import block_until_settled, refuse_to_hang
 from .bodies import block_on
 from .endings import stop
 from .lending import lending
 from .redact import shown
-from .runs import Handle, Run, Yielded, current_run
+from .runs import Handle, Run, Yielded
 from .states import COMPLETED, State
 from .waiting import logger
 
 R = TypeVar("R")
 
 _NO_TIMEOUT = nullcontext()
+_AWAIT_ALL = "write `await futures` (or `await futures.wait_async()`) instead"
 _AWAIT = "write `await future` (or `await future.wait_async()`) instead"
 
 
@@ -243,14 +244,13 @@ class TaskFutureList(list[TaskFuture[R]]):
 
         Raises `TimeoutError` when `timeout` seconds are up before all are there.
         """
-        future = None
+        arrivals = self._arrivals(raise_on_failure)
         try:
-            for future in as_completed(self, timeout):
-                if raise_on_failure:
-                    outcome(future.run)
-            return [outcome(future.run, raise_on_failure) for future in self]
+            is_enough = arrivals.block(None if timeout is None else time.monotonic() + timeout, _AWAIT_ALL)
+            return self._results(arrivals, is_enough, timeout, raise_on_failure)
         finally:
-            del self, future  # as in `outcome`
+            arrivals.forget()
+            del self, arrivals  # as in `outcome`
 
     def wait(self, timeout: float | None = None) -> list[State] | None:
         """Block this thread until all are over; their final states, or None when `timeout` seconds are up."""
@@ -259,32 +259,38 @@ class TaskFutureList(list[TaskFuture[R]]):
 
     async def result_async(self, timeout: float | None = None, raise_on_failure: bool = True) -> list[R]:
         """Every value, awaited; raises as `result` does."""
+        arrivals = self._arrivals(raise_on_failure)
         try:
-            await self._all_settled(raise_on_failure, timeout)
-            if timeout is not None and (count := sum(not future.done() for future in self)):
-                raise TimeoutError(f"{count} (of {len(self)}) runs unfinished after {timeout:g} s")
-            return [outcome(future.run, raise_on_failure) for future in self]
+            is_enough = await arrivals.wait(None if timeout is None else time.monotonic() + timeout)
+            return self._results(arrivals, is_enough, timeout, raise_on_failure)
         finally:
-            del self  # as in `outcome`
+            arrivals.forget()
+            del self, arrivals  # as in `outcome`
 
     async def wait_async(self, timeout: float | None = None) -> list[State] | None:
         """Await the end of all; their final states, or None when `timeout` seconds are up."""
-        await self._all_settled(False, timeout)
-        return [future.state for future in self] if all(future.done() for future in self) else None
-
-    async def _all_settled(self, raise_on_failure: bool, timeout: float | None) -> None:
-        """Return when all are over, or the time is up."""
-        future = None
-        end = None if timeout is None else time.monotonic() + timeout
+        arrivals = self._arrivals(False)
         try:
-            if raise_on_failure:
-                async for future in as_completed(self, timeout):
-                    outcome(future.run)
-            else:
-                for future in self:
-                    await future.wait_async(None if end is None else max(0.0, end - time.monotonic()))
+            is_enough = await arrivals.wait(None if timeout is None else time.monotonic() + timeout)
         finally:
-            del self, future  # as in `outcome`
+            arrivals.forget()
+        return [future.state for future in self] if is_enough else None
+
+    def _arrivals(self, raise_on_failure: bool) -> Arrivals:
+        return Arrivals((future.run for future in self), until="failed" if raise_on_failure else "all")
+
+    def _results(self, arrivals: Arrivals, is_enough: bool, timeout: float | None, raise_on_failure: bool) -> list[R]:
+        """Raises the failure that came first, or that the time is up."""
+        try:
+            if raise_on_failure and (failed := arrivals.failed) is not None:
+                outcome(failed)
+            if not is_enough:
+                count = sum(not future.done() for future in self)
+                raise TimeoutError(f"{count} (of {len(self)}) futures unfinished after {timeout:g} s")
+            return [outcome(future.run, raise_on_failure) for future in self]
+        finally:
+            del self, arrivals
+            failed = None
 
     def __await__(self) -> Generator[Any, Any, list[R]]:
         return self.result_async().__await__()
@@ -311,10 +317,11 @@ def wait(futures: Iterable[TaskFuture[Any]], timeout: float | None = None) -> Do
     if timeout is not None and timeout < 0:
         raise ValueError(f"timeout must not be negative, not {timeout!r}")
     several = set(_checked("wait", futures))
-    end = None if timeout is None else time.monotonic() + timeout
-    for future in several:
-        if future.wait(None if end is None else max(0.0, end - time.monotonic())) is None:
-            break
+    arrivals = Arrivals((future.run for future in several), until="all")
+    try:
+        arrivals.block(None if timeout is None else time.monotonic() + timeout, _AWAIT)
+    finally:
+        arrivals.forget()
     done = {future for future in several if future.done()}
     return DoneAndNotDone(done, several - done)
 
@@ -326,115 +333,50 @@ class as_completed(Generic[R]):
     """
 
     def __init__(self, futures: Iterable[TaskFuture[R]], timeout: float | None = None) -> None:
-        self._futures = _checked("as_completed", futures)
+        self._futures = {future.run: future for future in _checked("as_completed", futures)}
         self._timeout = timeout
 
     def __iter__(self) -> Iterator[TaskFuture[R]]:
-        arrivals = _Arrivals(self._futures)
+        arrivals = Arrivals(self._futures)
         end = None if self._timeout is None else time.monotonic() + self._timeout
-        is_checked = False  # once is enough: no run moves to another loop
         try:
-            while arrivals.left:
-                if not arrivals.ended:
-                    if not is_checked:
-                        is_checked = True
-                        self._refuse_to_hang()
-                    ready = threading.Event()
-                    arrivals.wake = ready.set
-                    with lending(arrivals.awaited if end is None else None):
-                        arrived = bool(arrivals.ended) or block_on(
-                            ready, None if end is None else max(0.0, end - time.monotonic())
-                        )
-                    if not arrived and not arrivals.ended:
-                        raise self._late(arrivals)
-                yield arrivals.next()
+            for given in range(len(self._futures)):
+                if not arrivals.block(end, "write `async for future in as_completed(...)` instead"):
+                    raise self._late(given)
+                yield self._futures[arrivals.ended.popleft()]
         finally:
             arrivals.forget()
 
     def __aiter__(self) -> AsyncIterator[TaskFuture[R]]:
-        return _AsyncArrivals(self._late, _Arrivals(self._futures), self._timeout)
+        return _AsyncArrivals(self._late, self._futures, self._timeout)
 
-    def _refuse_to_hang(self) -> None:
-        for future in self._futures:
-            if not future.done():
-                refuse_to_hang(future.run, "write `async for future in as_completed(...)` instead")
-
-    def _late(self, arrivals: _Arrivals[R]) -> TimeoutError:
-        return TimeoutError(f"{arrivals.left} (of {len(self._futures)}) futures unfinished after {self._timeout:g} s")
+    def _late(self, given: int) -> TimeoutError:
+        count = len(self._futures)
+        return TimeoutError(f"{count - given} (of {count}) futures unfinished after {self._timeout:g} s")
 
 
 class _AsyncArrivals(Generic[R]):
     """The same for `async for`. No async generator: trio complains of one that is left early and not closed."""
 
     def __init__(
-        self, late: Callable[[_Arrivals[R]], TimeoutError], arrivals: _Arrivals[R], timeout: float | None
+        self, late: Callable[[int], TimeoutError], futures: dict[Run, TaskFuture[R]], timeout: float | None
     ) -> None:
         self._late = late
-        self._arrivals = arrivals
+        self._futures = futures
+        self._given = 0
+        self._arrivals = Arrivals(futures)
         self._end = None if timeout is None else time.monotonic() + timeout
 
     def __aiter__(self) -> AsyncIterator[TaskFuture[R]]:
         return self
 
     async def __anext__(self) -> TaskFuture[R]:
-        arrivals = self._arrivals
-        if not arrivals.left:
+        if self._given == len(self._futures):
             raise StopAsyncIteration
-        if not arrivals.ended:
-            waker = loops.here().waker()
-            arrivals.wake = waker.wake
-            if not arrivals.ended:
-                left = None if self._end is None else max(0.0, self._end - time.monotonic())
-                awaited = arrivals.awaited if left is None else None
-                with lending(awaited), anyio.move_on_after(left) if left is not None else _NO_TIMEOUT:
-                    await waker.wait()
-            if not arrivals.ended:
-                raise self._late(arrivals)
-        return arrivals.next()
+        if not await self._arrivals.wait(self._end):
+            raise self._late(self._given)
+        self._given += 1
+        return self._futures[self._arrivals.ended.popleft()]
 
     def __del__(self) -> None:
         self._arrivals.forget()
-
-
-class _Arrivals(Generic[R]):
-    """Futures in the order in which they end, filled from whatever threads end them."""
-
-    def __init__(self, futures: list[TaskFuture[R]]) -> None:
-        self.left = len(futures)
-        self.ended: list[TaskFuture[R]] = []
-        self.wake: Callable[[], None] | None = None
-        #: Those that have not arrived. An OrderedDict, because to find the first one is to take one step in it.
-        self._registered = OrderedDict((future, self._arrival(future)) for future in futures)
-        is_of_run = current_run.get() is not None
-        for future, arrive in list(self._registered.items()):
-            future.run.is_awaited = is_of_run or future.run.is_awaited
-            future.run.when_settled(arrive)
-
-    def awaited(self) -> Iterable[Iterable[Run]]:
-        """One of these runs is to end; asked by any thread."""
-        return () if self.ended else (self._runs(),)
-
-    def _runs(self) -> Iterator[Run]:
-        try:
-            for future in self._registered:
-                yield future.run
-        except RuntimeError:  # one of them arrived meanwhile; as a rule who asks wants the first one, and no copy
-            yield from [future.run for future in list(self._registered)]
-
-    def _arrival(self, future: TaskFuture[R]) -> Callable[[], None]:
-        def arrive() -> None:
-            self.ended.append(future)
-            self._registered.pop(future, None)
-            wake = self.wake
-            if wake is not None:
-                wake()
-
-        return arrive
-
-    def next(self) -> TaskFuture[R]:
-        self.left -= 1
-        return self.ended.pop(0)
-
-    def forget(self) -> None:
-        for future, arrive in list(self._registered.items()):
-            future.run.forget(arrive)

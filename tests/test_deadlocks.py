@@ -196,6 +196,36 @@ async def test_a_ring_closes_however_a_sync_body_waits(way):
         assert_nothing_left(rt)
 
 
+@pytest.mark.parametrize("way", ["list", "list.wait", "async list", "async list.wait"])
+async def test_a_ring_closes_when_the_last_one_of_several_ends_that_is_not_in_it(way):
+    futures = Futures()
+    gate = anyio.Event()
+
+    @task
+    async def outsider() -> None:
+        await gate.wait()
+
+    @named("a")
+    def sync_body() -> Any:
+        both = TaskFutureList([futures.now("outsider"), futures.now("b")])
+        return both.result() if way == "list" else both.wait()
+
+    @named("a")
+    async def async_body() -> Any:
+        both = TaskFutureList([await futures("outsider"), await futures("b")])
+        return await (both.result_async() if way == "async list" else both.wait_async())
+
+    async with opened() as rt:
+        futures["outsider"] = outsider.submit()
+        futures["a"] = (async_body if "async" in way else sync_body).submit()
+        futures["b"] = waiter("async", futures, "b", "a").submit()
+        await until(lambda: futures["a"].run.is_awaited and futures["b"].run.is_awaited)
+        assert futures["a"].state.is_running()
+        gate.set()
+        assert "DeadlockError" in await ended(*futures.values())
+        assert_nothing_left(rt)
+
+
 @pytest.mark.parametrize(
     "way", ["await", "wait_async", "list", "list.wait_async", "async for as_completed", "stream", "argument", "called"]
 )
