@@ -33,7 +33,7 @@ from .inputs import ATOMS, failed_upstream, fill, find, is_plain, lineage
 from .lines import Slots
 from .loops import begun, must_pass, strand_here
 from .redact import shown
-from .runs import Run, current_run, current_transaction
+from .runs import Run, are_small, current_run, current_transaction
 from .secrets import masked
 from .specs import without_secrets
 from .states import COMPLETED, RUNNING, SCHEDULED
@@ -60,7 +60,6 @@ async def execute(run: Run, port: Port) -> Any:
             await port.until_room()
         if run.wait_for or not (run.is_small or is_plain(run.args, run.kwargs)):
             await inputs_ready(run, port)
-            run.note(texts=run.shown_parameters())  # now: the body may change what it is given
         if options.run_name is not None:
             run.given_name = rendered_name(run)
         is_cached, attempt = False, 1
@@ -315,6 +314,9 @@ async def inputs_ready(run: Run, port: Port) -> None:
         run.kwargs = {name: fill(value) for name, value in run.kwargs.items()}
         if run.spec.check_filled is not None:
             run.args, run.kwargs = run.spec.check_filled(run.args, run.kwargs)
+    run.is_small = not run.kwargs and are_small(run.args)
+    if not run.is_small:
+        run.note(texts=run.shown_parameters())  # now: the body may change what it is given
 
 
 def rendered_name(run: Run) -> str:
