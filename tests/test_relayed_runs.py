@@ -30,6 +30,7 @@ from asynctask import (
 )
 from asynctask.cache_policies import INPUTS
 from asynctask.errors import CancelledRun, ObjectNotFound, TaskTimeoutError, WorkerLostError
+from asynctask.parcels import loads
 from asynctask.records import TaskRun
 from asynctask.scopes import current_runtime
 from asynctask.stores import relay
@@ -220,11 +221,14 @@ def stuck(path: str) -> None:
 
 
 def told_enough() -> bool:
-    """In a worker of Ray: whether what is told of `stuck` is where it outlives the worker."""
+    """In a worker of Ray: whether that both of `stuck` are under way is where it outlives the worker."""
     from ray.experimental import internal_kv
 
     names = internal_kv._internal_kv_list("", namespace="asynctask")
-    return any(b"stuck" in (internal_kv._internal_kv_get(name, namespace="asynctask") or b"") for name in names)
+    pieces = [internal_kv._internal_kv_get(name, namespace="asynctask") for name in names]
+    told = [values for piece in pieces if piece for values in loads(piece)]
+    rows = [row for values in told if values[0] is None for row in values[1]]  # the others are of logs
+    return len({row[0] for row in rows if row[2] == "stuck" and row[4][-1][1] == "Running"}) == 2
 
 
 @task
