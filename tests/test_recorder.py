@@ -14,7 +14,7 @@ import pytest
 
 from asynctask import Runtime, flow, get_client, get_run_logger, task
 from asynctask.clocks import Clock, Ids
-from asynctask.errors import CancelledRun
+from asynctask.errors import CancelledRun, StoreError
 from asynctask.records import LogEntry
 from asynctask.runs import Journal
 from asynctask.stores import recorder, rows
@@ -479,8 +479,11 @@ class Unwritable(Watched):
     def __init__(self, path: Path, unwritable: set[str]) -> None:
         super().__init__(path)
         self.unwritable = unwritable
+        self.is_down = False
 
     async def _write_batch(self, batch: Batch) -> None:
+        if self.is_down:
+            raise StoreError("down")
         for name in [trace.name for trace in batch.traces] + [entry.message for _, entry in batch.logs]:
             if name in self.unwritable:
                 raise OverflowError(name)
@@ -511,8 +514,10 @@ async def test_a_record_that_can_never_be_written_is_told_and_holds_up_no_other(
 async def test_when_too_much_cannot_be_written_nothing_is_left_out_or_written_twice(path, caplog):
     store = Unwritable(path, {f"line of {x}" for x in range(25, 50)})
     async with Runtime(store=store) as runtime:
+        store.is_down = True  # so that all of it goes in one batch
         for x in range(50):
             await named(str(x))
+        store.is_down = False
         for _ in range(3):
             with pytest.raises(OverflowError):
                 await runtime.flush()
