@@ -28,7 +28,8 @@ from asynctask.errors import ObjectNotFound, OptionError
 
 
 def say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
+    # In one piece, line end included: tasks say things from several threads at once.
+    print(f"{time.strftime('%H:%M:%S')}  {text}\n", end="", flush=True)
 
 
 class Archive:

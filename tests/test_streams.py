@@ -728,10 +728,10 @@ def test_a_failure_in_the_middle_of_a_pipeline_ends_all_of_it_in_plain_code() ->
     middle = breaks_at_six.stream(plain_double.stream(numbers(), concurrency=2, ordered=True), concurrency=1)
     last = plain_double.stream(middle, concurrency=1)
     assert [next(last) for _ in range(3)] == [0, 4, 8]
-    with pytest.raises(LookupError, match="in the middle"):
+    with pytest.raises(LookupError, match="in the middle") as failure:
         next(last)
-    del middle, last
-    assert closed == ["closed"]
+    assert closed == ["closed"], "also while somebody keeps the failure, whose traceback keeps the streams"
+    del middle, last, failure
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["plain", "async"])
