@@ -133,3 +133,38 @@ def test_generator_and_flow_runs_are_freed_at_once_too() -> None:
         pipeline(return_state=True)
         next(numbers())
         assert [ref() for ref in runs] == [None] * 5
+
+
+@pytest.mark.parametrize("gives_up", ["time is up", "first failure", "cancelled"])
+async def test_runs_whose_list_was_waited_for_in_vain_are_freed_at_once_too(gives_up: str) -> None:
+    runs: list[weakref.ref[Any]] = []
+    gate = anyio.Event()
+
+    @task
+    async def each(number: int) -> None:
+        runs.append(weakref.ref(current_run.get()))  # type: ignore[arg-type]
+        if number == 3 and gives_up == "first failure":
+            bottom()
+        await gate.wait()
+
+    async def in_vain() -> None:
+        futures = each.map(range(4))
+        if gives_up == "time is up":
+            assert await futures.wait_async(timeout=0.05) is None
+        elif gives_up == "first failure":
+            with pytest.raises(ZeroDivisionError):
+                await futures
+        else:
+            with anyio.move_on_after(0.05) as scope:
+                await futures
+            assert scope.cancelled_caught
+        gate.set()
+        for future in futures:
+            await future.wait_async()
+        del futures, future  # the failure, which was logged, leads to this frame
+
+    with no_collector():
+        await in_vain()
+        for _ in range(5):
+            await anyio.sleep(0)
+        assert [ref() for ref in runs] == [None] * 4
