@@ -148,7 +148,8 @@ class TaskFuture(Handle, Generic[R], eq=False):
             with lending(self.run), _Woken(self.run, yielded, ready.set, taken):
                 block_on(ready)
         try:
-            outcome(self.run)
+            _complete(self.run, yielded)
+            yield from yielded.values[taken:]
         finally:
             del self  # as in `outcome`
 
@@ -182,6 +183,19 @@ def outcome(run: Run, raise_on_failure: bool = True) -> Any:
         del run, state
 
 
+def _complete(run: Run, yielded: Yielded) -> None:
+    """A generator is over: the values of a body in another process have all come at once, with its result.
+
+    Raises as `outcome` does.
+    """
+    try:
+        given = outcome(run)
+    finally:
+        del run
+    if not yielded.values:
+        yielded.values[:] = given
+
+
 class _Values:
     """The values of a submitted generator for `async for`; no async generator, see `_AsyncArrivals`."""
 
@@ -204,9 +218,12 @@ class _Values:
                 return values[self._taken - 1]
             if is_over:
                 try:
-                    outcome(run)
-                finally:
+                    _complete(run, self._yielded)
+                except BaseException:
                     del run, self  # as in `outcome`
+                    raise
+                if self._taken < len(values):
+                    continue
                 raise StopAsyncIteration
             waker = loops.here().waker()
             with lending(run), _Woken(run, self._yielded, waker.wake, self._taken):

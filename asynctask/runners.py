@@ -142,6 +142,14 @@ def chosen_runner(run: Run) -> TaskRunner | None:
     return runner
 
 
+def _without_pool(runner: object) -> dict[str, Any]:
+    """What a runner is made of, for another process: a body of `__main__` takes along the tasks that it refers to, and
+    these their runners. There it has a pool of its own, from when a body submits to it."""
+    return {
+        name: None if name in ("_pool", "_server") else value for name, value in vars(runner).items() if name != "_lock"
+    }
+
+
 class ThreadPoolTaskRunner:
     """Runs bodies of submitted sync tasks in at most `max_workers` threads, started as they are needed."""
 
@@ -153,6 +161,12 @@ class ThreadPoolTaskRunner:
         self._max_workers = max_workers
         self._pool: ThreadPool | None = None
         self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return _without_pool(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
 
     def executor(self) -> ThreadPool:
         """The pool, made at first use."""
@@ -216,6 +230,13 @@ class ProcessPoolTaskRunner:
         self._pool: Any = None
         self._server: Any = None
         self._lock = threading.Lock()
+        Services.may_be_elsewhere = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        return _without_pool(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
         Services.may_be_elsewhere = True
 
     def executor(self) -> Executor:

@@ -66,7 +66,8 @@ async def test_sync_and_async_bodies_and_generators_run_in_another_process(start
         first = await pid.submit()
         assert first != os.getpid()
         assert await async_pid.submit() == first, "the worker serves the next one as well"
-        assert await squares.submit(4) == [0, 1, 4, 9]
+        future = squares.submit(4)
+        assert [value async for value in future] == await future == [0, 1, 4, 9]
         assert pid() == os.getpid(), "a call runs here, as any does"
         assert not runtime.runs
 
@@ -85,6 +86,23 @@ async def test_lambdas_closures_and_local_classes_travel():
         pair = await make.submit(3)
         assert isinstance(pair, Pair)
         assert pair.a == 3
+
+
+@pytest.mark.parametrize("kind", [ProcessPoolTaskRunner, ThreadPoolTaskRunner])
+async def test_a_body_that_travels_takes_along_tasks_with_runners_of_their_own(kind):
+    class Shop:  # goes by value, and its tasks with it
+        @task(task_runner=kind(max_workers=1))
+        def price(self, item: int) -> int:
+            return 10 * item
+
+    inner = task(lambda x: (x + 1, os.getpid()), name="inner", task_runner=kind(max_workers=1))
+    outer = task(lambda x: (inner.submit(x).result(), os.getpid()), name="outer")
+    async with on_processes():
+        (value, there), here = await outer.submit(1)
+        assert value == 2
+        assert (there == here) is (kind is ThreadPoolTaskRunner), "its runner is of the same kind there"
+        on_workers = Shop.price.with_options(task_runner=ProcessPoolTaskRunner(1))
+        assert await on_workers.submit(Shop(), 4) == 40
 
 
 async def test_large_bytes_and_buffers_come_back_equal_and_writable():
