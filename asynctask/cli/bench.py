@@ -177,6 +177,8 @@ def _check_folders(*paths: str | None) -> None:
     for path in paths:
         if path is not None and not Path(path).absolute().parent.is_dir():
             raise UsageError(f"{path!r} cannot be written: there is no folder {str(Path(path).parent)!r}")
+        if path is not None and Path(path).is_dir():
+            raise UsageError(f"{path!r} cannot be written: it is a folder")
 
 
 def _share(text: str) -> float:

@@ -11,6 +11,7 @@ import msgspec
 
 from ..errors import OptionError
 from ..redact import shown
+from ..stores.urls import missing_file
 
 LOOPS = ("asyncio", "uvloop", "trio")
 RUNNERS = ("loop", "threads", "processes")
@@ -105,6 +106,7 @@ def checked(plan: Plan) -> Plan:
     _check("most_in_flight", plan.most_in_flight, whole=True)
     if plan.workers is not None:
         _check("workers", plan.workers, whole=True)
+    missing_file(plan.store)  # raises for a URL that is none
     return plan
 
 

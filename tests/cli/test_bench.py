@@ -130,6 +130,8 @@ def test_what_fails_is_in_the_table_and_the_exit_code_is_that_of_the_measurement
         (["works.py:nap", "--compare", "x.json", "--fail-over", "much"], "--fail-over must be a share such as 10%"),
         (["works.py:nap", "--compare", "none.json"], "the report 'none.json' cannot be read"),
         (["works.py:nap", "--json", "none/out.json"], "'none/out.json' cannot be written: there is no folder 'none'"),
+        (["works.py:nap", "--html", "."], "'.' cannot be written: it is a folder"),
+        (["works.py:nap", "--store", "foo://x"], "store 'foo://x' cannot be opened: there are memory://"),
         (["works.py:nap", "--arrivals", "bursts"], "bursts"),
         ([], "TARGET"),
     ],
