@@ -97,7 +97,7 @@ def test_an_async_main_that_ends_with_work_submitted_crashes_it_without_a_warnin
             futures.append(work.submit())
 
         anyio.run(main, backend={backend!r})
-        print(*[future.wait(5).name for future in futures])
+        print(*[future.wait(20).name for future in futures])
         """
     )
     assert out[-1] == "Crashed Crashed Crashed"
@@ -213,7 +213,7 @@ def test_control_c_ends_a_flow_and_its_runs_and_reaches_the_program(script, run,
             # Again if need be: one that comes just before a loop goes to sleep does not wake it, in asyncio's runner.
             while True:
                 signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-                if ended.wait(5):
+                if ended.wait(20):
                     break
 
         def begin():
@@ -254,7 +254,7 @@ def test_a_forked_child_begins_anew_with_the_limits_as_they_were_set(script):
             child = os.fork()
             if child:
                 return os.waitpid(child, 0)[1]
-            print(runtime.task_run.id, work.submit(2).result(timeout=10), flush=True)
+            print(runtime.task_run.id, work.submit(2).result(timeout=20), flush=True)
             with get_client(sync_client=True) as client:
                 limit = client.read_concurrency_limit_by_tag("one")
                 runs = client.read_task_runs()
