@@ -233,7 +233,7 @@ def is_running(pid: int) -> bool:
 async def test_a_timeout_kills_the_body_and_no_other(tmp_path):
     async with on_processes(2):
         other = await pid.submit()
-        slow = stuck.with_options(timeout_seconds=1.5).submit(str(tmp_path / "pid"))
+        slow = stuck.with_options(timeout_seconds=3).submit(str(tmp_path / "pid"))
         fast = task(lambda: time.sleep(1) or os.getpid(), name="fast").submit()
         with pytest.raises(TaskTimeoutError):
             await slow
