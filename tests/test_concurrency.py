@@ -366,6 +366,7 @@ async def test_deleting_a_limit_leaves_that_of_the_tag_of_the_same_name():
         {"names": ""}, {"names": []}, {"names": ["a", ""]}, {"names": [1]}, {"names": "a", "occupy": 0},
         {"names": "a", "occupy": True}, {"names": "a", "occupy": 1.5}, {"names": "a", "timeout_seconds": -1},
         {"names": "a", "timeout_seconds": float("nan")}, {"names": "a", "timeout_seconds": "1"},
+        {"names": None}, {"names": 3},
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused_when_it_is_written(options):
@@ -508,6 +509,8 @@ async def test_a_with_block_on_an_event_loop_says_what_to_write_where_it_would_b
         holder = await Held(group, "a").begun()
         with pytest.raises(BlockingWaitError, match="async with"), concurrency("a"):
             pass
+        with pytest.raises(AcquireConcurrencySlotTimeoutError), concurrency("a", timeout_seconds=0):
+            pass  # who does not wait blocks nothing
         assert not rt.limits.lines["a"].waiting
         await holder.end()
         with concurrency("a"):

@@ -1,6 +1,7 @@
 """Whole programs: what becomes of runs when the program, its loop or its main function ends."""
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -70,6 +71,35 @@ def test_a_script_that_fails_still_finishes_the_work_it_submitted(tmp_path):
         cwd=tmp_path, capture_output=True, text=True, timeout=30,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (3, "done\n", "")
+
+
+def test_a_script_that_is_interrupted_cancels_the_work_it_submitted_and_ends_at_once(tmp_path):
+    text = """
+        import time
+        from asynctask import task
+
+        @task
+        def work():
+            print("begins", flush=True)
+            while True:
+                time.sleep(0.01)
+
+        work.submit().result()
+        """
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(text)],
+        env={**os.environ, "ASYNCTASK_SHUTDOWN_TIMEOUT": "600"},
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as child:  # fmt: skip
+        assert child.stdout is not None
+        assert child.stdout.readline() == "begins\n"
+        child.send_signal(signal.SIGINT)
+        try:
+            _, err = child.communicate(timeout=30)
+        finally:
+            child.kill()
+    assert child.returncode == -signal.SIGINT
+    assert err.splitlines()[-1] == "KeyboardInterrupt"
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])

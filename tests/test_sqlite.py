@@ -158,7 +158,7 @@ async def test_a_folder_in_the_place_of_the_file_is_refused(path):
     path.mkdir()
     async with Runtime(store=SQLiteStore(path)) as runtime:
         assert await double(2) == 4
-        with pytest.raises(StoreError, match=r"runs\.db"):
+        with pytest.raises(StoreError, match=r"runs\.db' is a folder; give the store the path of a file"):
             await runtime.flush()
 
 
@@ -166,7 +166,7 @@ async def test_a_file_in_the_place_of_a_folder_is_refused(path):
     path.write_text("not a folder")
     async with Runtime(store=SQLiteStore(path / "runs.db")) as runtime:
         assert await double(2) == 4
-        with pytest.raises(StoreError, match=r"runs\.db/runs\.db' cannot be opened"):
+        with pytest.raises(StoreError, match=r"runs\.db/runs\.db' cannot be opened: .*runs\.db'\); see to its"):
             await runtime.flush()
 
 
