@@ -345,8 +345,8 @@ async def test_why_a_run_waits_is_told_as_it_is_now():
 
 async def test_the_seconds_until_a_retry_are_those_that_are_left():
     state = State(type=StateType.SCHEDULED, name="AwaitingRetry", time=100.0, message=retry_message("no", "2 of 3", 4))
-    assert [retry_in(state, now) for now in (100.0, 101.2, 104.0, 200.0)] == [
-        "retry in 4 s", "retry in 3 s", "retry in 0 s", "retry in 0 s",
+    assert [retry_in(state, now) for now in (100.0, 101.2, 103.7, 104.0, 200.0)] == [
+        "retry in 4 s", "retry in 3 s", "retry in 0.3 s", "retry in 0 s", "retry in 0 s",
     ]  # fmt: skip
     assert (
         retry_in(State(type=StateType.SCHEDULED, name="AwaitingRetry", time=1.0, message="cut off"), 2.0) == "cut off"
