@@ -200,7 +200,7 @@ class Client:
 
     async def prune(self, *, older_than: timedelta | None = None, keep: int | None = None) -> int:
         """Delete ended runs older than that, and all but the newest `keep`; how many it were."""
-        if older_than is not None and older_than.total_seconds() < 0:
+        if older_than is not None and not (isinstance(older_than, timedelta) and older_than >= timedelta(0)):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise OptionError(f"prune(older_than=...) must be a timedelta that is not negative, not {older_than!r}")
         return await self._store.prune(older_than, None if keep is None else how_many("prune", keep, "keep"))
 

@@ -41,7 +41,7 @@ class _Limited:
 
     def __init__(self, names: str | Iterable[str], occupy: int) -> None:
         what = type(self).__name__
-        several: list[Any] = [names] if isinstance(names, str) else list(names)
+        several: list[Any] = [names] if isinstance(names, str) or not isinstance(names, Iterable) else list(names)  # pyright: ignore[reportUnnecessaryIsInstance]
         if not several or not all(isinstance(name, str) and name for name in several):
             raise OptionError(f"{what}(names) must be a limit's name, or several, not {shown(names)}")
         if not isinstance(occupy, int) or isinstance(occupy, bool) or occupy < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -94,7 +94,7 @@ class _Limited:
                     while not slots.is_decided:
                         await port.until_granted(slots)
             else:
-                await self._fetched(slots, port)
+                await self._fetched(slots, port, timeout)
                 block_until_granted(limits, slots, timeout)
         finally:
             if waiting is not None:
@@ -104,11 +104,11 @@ class _Limited:
         if not slots.granted:
             raise AcquireConcurrencySlotTimeoutError(f"{self._what} waited for {timeout:g} s: {slots}")
 
-    async def _fetched(self, slots: Slots, port: Port) -> None:
+    async def _fetched(self, slots: Slots, port: Port, timeout: float | None) -> None:
         if current_loop() is None:
             return
         await port.ask(port.services.store.ready())  # on a loop nobody may wait for long; but perhaps it is there
-        if not slots.is_decided:
+        if not slots.is_decided and timeout != 0:  # with 0 nobody waits
             raise BlockingWaitError(
                 f"`with {self._what}` would block the event loop to wait for a slot ({slots}); write `async with`"
             )

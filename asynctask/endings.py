@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any
 
@@ -237,3 +238,9 @@ def ask_to_stop(run: Run, reason: str) -> None:
     child, home = run.child, run.home
     if child is not None and home is not None:
         home.cancel(child)
+
+
+def program_was_interrupted() -> bool:
+    """Whether the program ends because nobody has caught a Ctrl-C; a session of `python -i` goes on after one."""
+    shown_last: object = getattr(sys, "last_type", None)  # set as the interpreter prints what nobody has caught
+    return isinstance(shown_last, type) and issubclass(shown_last, KeyboardInterrupt) and not hasattr(sys, "ps1")

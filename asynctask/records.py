@@ -88,4 +88,5 @@ def retry_in(state: State, now: float) -> str | None:
         seconds = float(state.message.rpartition(" starts in ")[2].removesuffix(" s"))
     except ValueError:  # of a message as long as that, a store keeps the beginning
         return state.message
-    return f"retry in {max(0.0, state.time + seconds - now):.0f} s"
+    left = max(0.0, state.time + seconds - now)
+    return f"retry in {left:.0f} s" if left >= 1 else f"retry in {left:.1g} s"

@@ -29,7 +29,7 @@ import anyio
 from .blocking import Blocking, drive, refuse_to_hang
 from .bodies import is_uninterrupted, uninterrupted
 from .clocks import Clock, Ids
-from .endings import ask_to_stop, ending_hooks
+from .endings import ask_to_stop, ending_hooks, program_was_interrupted
 from .engine import execute
 from .errors import RuntimeClosedError, RuntimeInUseError
 from .futures import TaskFuture
@@ -423,14 +423,14 @@ def _close_with_process() -> None:
 
 
 def close_default(timeout: float | None = None) -> None:
-    """Close the default runtime: wait for its runs (`timeout` seconds, if given), end its threads. The next use opens
-    another."""
+    """Close the default runtime: wait for its runs (`timeout` seconds, if given; none when Ctrl-C has ended the
+    program), end its threads. The next use opens another."""
     global _default
     with _default_lock:
         runtime, _default = _default, None
     if runtime is not None:
-        if timeout is not None:
-            runtime.shutdown_timeout = timeout
+        if timeout is not None or program_was_interrupted():
+            runtime.shutdown_timeout = timeout or 0.0
         runtime.close()
 
 

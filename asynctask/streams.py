@@ -275,7 +275,7 @@ class Window:
         _open.discard(self)
         # Not a file, say, which the caller may want to go on with; nor a generator that leaves its own stream.
         given: Any = self._input
-        if isinstance(given, Stream) or (isinstance(given, Generator) and not getattr(given, "gi_running", False)):
+        if isinstance(self._input, (Stream, Generator)) and not getattr(given, "gi_running", False):
             given.close()
 
     def _in_flight(self) -> list[Run]:

@@ -73,7 +73,7 @@ def test_drive_closes_a_coroutine_that_suspends_and_calls_it_a_defect() -> None:
 WAITS = {
     "result": lambda future: future.result(),
     "wait": lambda future: future.wait(),
-    "timed": lambda future: future.result(timeout=5),
+    "timed": lambda future: future.result(timeout=20),
     "list": lambda future: TaskFutureList([future]).result(),
     "all": lambda future: wait([future]),
     "as_completed": lambda future: list(as_completed([future])),

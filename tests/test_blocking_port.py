@@ -318,7 +318,7 @@ def test_a_flow_that_fails_waits_for_the_end_of_its_children_in_place(runtime: R
 
     with pytest.raises(Broken):
         outer()
-    assert interrupted.wait(5)
+    assert interrupted.wait(20)
     assert runtime.runs == []
 
 

@@ -50,7 +50,7 @@ async def test_async_tasks_of_one_tag_nest_to_depth_10_under_a_limit_of_1():
     async with fresh() as rt:
         await set_limit("db", 1)
         for nested in (called, submitted, mapped):
-            with anyio.fail_after(5):
+            with anyio.fail_after(20):
                 assert await nested(0) == DEPTH
                 assert await nested.submit(0) == DEPTH
         assert limit_of(rt, "db").active_slots == []
@@ -63,11 +63,11 @@ async def test_sync_tasks_of_one_tag_nest_to_depth_10_under_a_limit_of_1():
 
     @task(tags=["db"])
     def submitted(depth: int) -> int:
-        return depth if depth == DEPTH else submitted.submit(depth + 1).result(timeout=5)
+        return depth if depth == DEPTH else submitted.submit(depth + 1).result(timeout=20)
 
     @task(tags=["db"])
     def mapped(depth: int) -> int:
-        return depth if depth == DEPTH else max(mapped.map([depth + 1]).result(timeout=5))
+        return depth if depth == DEPTH else max(mapped.map([depth + 1]).result(timeout=20))
 
     @task(tags=["db"])
     def passed_on(depth: int) -> int:
@@ -81,7 +81,7 @@ async def test_sync_tasks_of_one_tag_nest_to_depth_10_under_a_limit_of_1():
     async with fresh() as rt:
         await set_limit("db", 1)
         for nested in (called, submitted, mapped, passed_on):
-            with anyio.fail_after(5):
+            with anyio.fail_after(20):
                 assert await nested.submit(0) == DEPTH
         assert limit_of(rt, "db").active_slots == []
 
@@ -91,7 +91,7 @@ def test_nesting_works_from_plain_code_too(plain_limit):
 
     @task(tags=["nested-plain"])
     def outer() -> list[int]:
-        return [inner(1), inner.submit(2).result(timeout=5), *inner.map([3, 4]).result(timeout=5)]
+        return [inner(1), inner.submit(2).result(timeout=20), *inner.map([3, 4]).result(timeout=20)]
 
     @task(tags=["nested-plain"])
     def inner(value: int) -> int:
@@ -135,7 +135,7 @@ async def test_a_parent_lends_its_slot_however_it_waits_for_its_children():
         ways = ("as_completed", "stream", "generator future", "wait_async", "call",
                 "a future of the parent's, awaited in a called child")  # fmt: skip
         for how in ways:
-            with anyio.fail_after(5):
+            with anyio.fail_after(20):
                 assert await parent(how) == [1, 2], how
         assert limit_of(rt, "db").active_slots == []
 
@@ -157,7 +157,7 @@ async def test_a_flow_waiting_for_its_children_at_its_end_holds_nothing_up():
 
     async with fresh():
         await set_limit("db", 1)
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             await outer()
     assert sorted(done) == list(range(5))
 
@@ -177,7 +177,7 @@ async def test_children_that_borrow_one_slot_run_one_at_a_time():
 
     async with fresh():
         await set_limit("db", 1)
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             await parent.submit()
     assert inside.most == {"t": 1}
 
@@ -200,7 +200,7 @@ async def test_a_parent_that_does_not_wait_does_not_lend():
 
     async with fresh():
         await set_limit("db", 1)
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             await parent()
     assert log == ["parent waits", "child"]
 
@@ -208,11 +208,11 @@ async def test_a_parent_that_does_not_wait_does_not_lend():
 async def test_nested_sync_tasks_of_one_tag_fit_into_one_worker_thread():
     @task(tags=["db"])
     def nested(depth: int) -> int:
-        return depth if depth == 5 else nested.submit(depth + 1).result(timeout=5)
+        return depth if depth == 5 else nested.submit(depth + 1).result(timeout=20)
 
     async with Runtime(store=MemoryStore(), task_runner=ThreadPoolTaskRunner(max_workers=1)):
         await set_limit("db", 1)
-        with anyio.fail_after(10):
+        with anyio.fail_after(20):
             assert await nested.submit(0) == 5
 
 
@@ -232,9 +232,9 @@ def test_what_a_timed_out_body_calls_on_its_way_out_borrows_the_slot_that_it_sti
             finally:
                 clean()
 
-        assert slow.submit().wait(5).name == "TimedOut"  # type: ignore[union-attr]
-        assert cleaned.wait(5)
-        assert task(tags=["one"])(lambda: "free").submit().result(5) == "free"
+        assert slow.submit().wait(20).name == "TimedOut"  # type: ignore[union-attr]
+        assert cleaned.wait(20)
+        assert task(tags=["one"])(lambda: "free").submit().result(20) == "free"
     finally:
         current_runtime.reset(token)
         runtime.close()

@@ -151,7 +151,7 @@ async def test_a_cached_run_never_runs_takes_no_slot_and_calls_only_the_completi
 
         holding = holder.submit()
         await begun.wait()
-        with anyio.fail_after(5):  # the only slot is taken
+        with anyio.fail_after(20):  # the only slot is taken
             state = await t.submit(1).wait_async()
         assert state is not None
         assert (state.type, state.name, state.result()) == (states.COMPLETED, "Cached", [1])

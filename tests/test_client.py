@@ -25,6 +25,13 @@ async def fails() -> None:
     raise ValueError("no")
 
 
+@pytest.mark.parametrize("age", [3, "7d", timedelta(seconds=-1)])
+async def test_an_age_that_is_none_is_refused(age):
+    async with fresh(), get_client() as client:
+        with pytest.raises(OptionError, match=r"prune\(older_than=\.\.\.\) must be a timedelta"):
+            await client.prune(older_than=age)
+
+
 async def test_a_limit_is_made_read_listed_changed_reset_and_deleted():
     async with fresh(), get_client() as client:
         made = await client.create_concurrency_limit("b", 2)

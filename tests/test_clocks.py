@@ -78,14 +78,14 @@ def test_threads_that_make_ids_at_once_never_make_the_same() -> None:
     made: list[list[int]] = [[] for _ in range(4)]
 
     def make(place: int) -> None:
-        barrier.wait(timeout=10)
+        barrier.wait(timeout=20)
         made[place] = [ids.new(number / 10_000) for number in range(5_000)]
 
     threads = [threading.Thread(target=make, args=(place,)) for place in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=10)
+        thread.join(timeout=20)
     everything = [number for numbers in made for number in numbers]
     assert len(set(everything)) == 20_000
 

@@ -46,7 +46,7 @@ def assert_nothing_left(runtime: Runtime) -> None:
 
 async def ended(*futures: TaskFuture[Any]) -> list[str]:
     """How these runs ended: by the name of the error that they ended with, or "Completed"."""
-    with anyio.fail_after(5):
+    with anyio.fail_after(20):
         for future in futures:
             await future.wait_async()
     return [
@@ -364,7 +364,7 @@ async def test_a_run_that_waits_for_one_that_waits_for_its_slot(colour, is_first
         return await futures["b"]
 
     def sync_body() -> Any:
-        may_wait.wait(5)
+        may_wait.wait(20)
         return futures["b"].result()
 
     @named("b", tags=["db"])
@@ -484,7 +484,7 @@ async def test_blocks_of_two_runs_in_opposite_order(first, second):
 
         def sync_body() -> str:
             with concurrency(one):
-                inside.wait(5)
+                inside.wait(20)
                 with concurrency(other):
                     return "both"
 
@@ -825,7 +825,7 @@ async def test_a_run_whose_result_others_wait_for_waits_for_one_of_them(is_leade
             gate.set()
         names = await ended(*futures.values())
         assert "DeadlockError" in names
-        with anyio.fail_after(5):  # the key is not lost with either of them
+        with anyio.fail_after(20):  # the key is not lost with either of them
             assert await keyed.submit() in (2, 3)
         assert_nothing_left(rt)
 
@@ -1012,7 +1012,7 @@ async def test_a_loan_that_comes_back_late_goes_to_the_next_child_though_a_stran
 
     @task(tags=["db"], timeout_seconds=0.01)
     def stuck() -> None:
-        go.wait(5)
+        go.wait(20)
 
     @task(tags=["db"])
     async def second() -> str:

@@ -70,7 +70,7 @@ def test_a_direct_call_with_a_failed_upstream_raises_it() -> None:
 def test_not_ready_passes_down_a_chain() -> None:
     future = take.submit(take.submit(take.submit(fail.submit())))
     with pytest.raises(UpstreamTaskError) as caught:
-        future.result(5)
+        future.result(20)
     cause: BaseException | None = caught.value
     while isinstance(cause, UpstreamTaskError):
         cause = cause.__cause__
@@ -106,7 +106,7 @@ def test_wait_for_waits_without_data() -> None:
 
     @task
     def first() -> None:
-        assert go.wait(5)
+        assert go.wait(20)
         order.append("first")
 
     @task
@@ -116,7 +116,7 @@ def test_wait_for_waits_without_data() -> None:
     future = first.submit()
     later = second.submit(wait_for=[{"deep": [future]}])
     go.set()
-    later.result(5)
+    later.result(20)
     second(wait_for=[later])
     assert order == ["first", "second", "second"]
 
@@ -154,7 +154,7 @@ async def test_wait_for_works_for_every_kind_and_form_of_call() -> None:
 def test_wait_for_takes_one_future_and_refuses_what_is_none() -> None:
     order: list[int] = []
     note = task(order.append, name="note")
-    note.submit(2, wait_for=note.submit(1)).result(5)
+    note.submit(2, wait_for=note.submit(1)).result(20)
     assert order == [1, 2]
     note.map([3], wait_for=fail(return_state=True)).wait()
     assert order == [1, 2]

@@ -21,7 +21,7 @@ from asynctask.runtime import task_run
 from asynctask.stores.memory import MemoryStore
 from testkit import limit_of
 
-SOON = 5.0
+SOON = 20.0
 
 
 def names_of(future: TaskFuture[Any]) -> list[str]:

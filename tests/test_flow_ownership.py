@@ -108,7 +108,7 @@ async def test_a_flow_cancelled_from_outside_ends_its_children_first():
         finally:
             order.append("flow's body")
 
-    with anyio.fail_after(5):
+    with anyio.fail_after(20):
         async with anyio.create_task_group() as group:
             group.start_soon(parent)
             await started.wait()
@@ -162,7 +162,7 @@ async def test_a_flow_called_in_a_submitted_task_ends_with_it():
         running = outer.submit()
         await until(lambda: futures and futures[0].state.is_running())
         running.cancel()
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             assert (await running.wait_async()).is_cancelled()
             assert (await futures[0].wait_async()).is_cancelled()
 
@@ -196,7 +196,7 @@ def test_a_run_that_starts_just_as_the_last_one_ends_is_waited_for_too(colour):
 @flow
 def sync_flow_of_both(x: int) -> list[int]:
     a, b = double.submit(x), triple.submit(x)
-    return [a.result(timeout=5), b.result(timeout=5), triple(x), *double.map([x, a]).result(timeout=5)]
+    return [a.result(timeout=20), b.result(timeout=20), triple(x), *double.map([x, a]).result(timeout=20)]
 
 
 WANTED = [4, 6, 6, 4, 8]
@@ -221,7 +221,7 @@ async def test_a_sync_flow_submits_async_tasks_on_the_very_thread_that_runs_a_lo
 def test_sync_flows_nest_in_async_tasks_in_sync_flows():
     @flow
     def innermost(x: int) -> int:
-        return double.submit(x).result(timeout=5)
+        return double.submit(x).result(timeout=20)
 
     @task
     async def between(x: int) -> int:
@@ -229,7 +229,7 @@ def test_sync_flows_nest_in_async_tasks_in_sync_flows():
 
     @flow
     def outermost(x: int) -> int:
-        return between.submit(x).result(timeout=5) + innermost(x)
+        return between.submit(x).result(timeout=20) + innermost(x)
 
     assert outermost(1) == 6
 
@@ -249,7 +249,7 @@ async def test_a_sync_flow_that_blocks_the_loop_is_told_of_with_what_to_do_inste
 async def test_sync_flows_nest_in_async_tasks_in_sync_flows_on_a_running_loop():
     @flow
     def nested(depth: int) -> int:
-        return step.submit(depth).result(timeout=5)
+        return step.submit(depth).result(timeout=20)
 
     @task
     async def step(depth: int) -> int:
@@ -301,7 +301,7 @@ async def test_a_users_thread_that_submits_first_does_not_put_runs_on_the_loop_t
         thread = threading.Thread(target=context.run, args=(lambda: box.append(answer.submit()),))
         thread.start()
         thread.join()
-        return box[0].result(timeout=10)
+        return box[0].result(timeout=20)
 
     async with Runtime(store=MemoryStore()):
         assert inline() == 42
@@ -327,6 +327,6 @@ async def test_a_run_that_a_cancelled_body_submits_on_its_way_out_is_cancelled_t
         await anyio.sleep(0.01)
         raise OSError("no")
 
-    with anyio.fail_after(5), pytest.raises(OSError, match="no"):
+    with anyio.fail_after(20), pytest.raises(OSError, match="no"):
         await fails()
     assert [future.state.name for future in late] == ["Cancelled"]

@@ -12,7 +12,7 @@ from asynctask import flow, states, task
 from asynctask.runs import current_run
 from testkit import no_collector
 
-SOON = 5.0
+SOON = 20.0
 
 
 def bottom() -> None:

@@ -50,7 +50,7 @@ def opened(gate: threading.Event, value: int = 1) -> int:
 @pytest.mark.parametrize(("what", "value"), [(double, 4), (triple, 6)], ids=["async", "sync"])
 def test_result_gives_the_value(what, value):
     future = what.submit(2)
-    assert future.result(timeout=5) == value
+    assert future.result(timeout=20) == value
     assert future.result() == value
     assert future.done()
     assert future.state.is_completed()
@@ -81,9 +81,9 @@ def test_a_wait_that_is_too_short_is_told_from_a_timeout_of_the_task_itself():
         future.result(timeout=0.01)
     assert not future.done()
     future.cancel()
-    assert future.wait(5).is_cancelled()
+    assert future.wait(20).is_cancelled()
     with pytest.raises(TimeoutError, match="of the body"):
-        own_timeout.submit().result(5)
+        own_timeout.submit().result(20)
 
 
 def test_the_id_and_the_name_are_there_at_once():
@@ -97,7 +97,7 @@ def test_the_id_and_the_name_are_there_at_once():
 
 def test_a_run_whose_upstream_failed_is_done_and_says_why():
     future = triple.submit(fails.submit("the cause"))
-    state = future.wait(5)
+    state = future.wait(20)
     assert state is not None
     assert (state.name, state.is_final(), future.done()) == ("NotReady", True, True)
     with pytest.raises(UpstreamTaskError, match="fails-") as caught:
@@ -109,7 +109,7 @@ def test_waiting_from_many_threads_gives_all_of_them_the_same():
     gate = threading.Event()
     future = opened.submit(gate, 7)
     got: list[int] = []
-    threads = [threading.Thread(target=lambda: got.append(future.result(timeout=5))) for _ in range(10)]
+    threads = [threading.Thread(target=lambda: got.append(future.result(timeout=20))) for _ in range(10)]
     for thread in threads:
         thread.start()
     gate.set()
@@ -131,7 +131,7 @@ async def test_await_gives_the_value_or_raises_and_can_be_repeated():
 
 async def test_the_async_forms_are_like_the_blocking_ones():
     assert await triple.submit(1).result_async() == 3
-    assert await triple.submit(1).result_async(timeout=5) == 3
+    assert await triple.submit(1).result_async(timeout=20) == 3
     assert isinstance(await fails.submit().result_async(raise_on_failure=False), ValueError)
     future = forever.submit()
     assert await future.wait_async(timeout=0) is None
@@ -218,7 +218,7 @@ def test_a_run_can_be_cancelled_from_another_thread_at_any_time():
         future = forever.submit()
         thread = threading.Thread(target=future.cancel)
         thread.start()
-        assert future.wait(5).is_cancelled()
+        assert future.wait(20).is_cancelled()
         thread.join()
 
 
@@ -233,7 +233,7 @@ async def test_a_body_in_a_thread_is_cancelled_where_it_waits():
     future = outer.submit()
     await until(lambda: future.state.is_running())
     future.cancel()
-    with anyio.fail_after(5):
+    with anyio.fail_after(20):
         assert (await future.wait_async()).is_cancelled()
     assert not inner.done()  # it was not submitted inside
     inner.cancel()
@@ -261,7 +261,7 @@ async def test_cancelling_a_run_cancels_what_was_submitted_inside_it():
     await until(lambda: len(inside) == 2 and all(one.state.is_running() for one in inside))
     future.cancel()
     for one in (future, *inside):
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             assert (await one.wait_async()).is_cancelled()
     assert not bystander.done()
     bystander.cancel()
@@ -291,7 +291,7 @@ def test_callbacks_are_called_once_when_the_run_is_over_or_at_once_if_it_is(capl
     future.add_done_callback(lambda one: (seen.append(one.done()), called.set()))
     assert seen == []
     gate.set()
-    assert called.wait(5)
+    assert called.wait(20)
     assert seen == [future, True]
     future.add_done_callback(seen.append)
     assert seen == [future, True, future]

@@ -15,7 +15,7 @@ from asynctask.runs import current_run
 from asynctask.runtime import task_run
 from testkit import Runs
 
-SOON = 5.0
+SOON = 20.0
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from asynctask.stores.memory import MemoryStore
 from asynctask.testing import VirtualClock
 from testkit import Runs
 
-SOON = 5.0
+SOON = 20.0
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from asynctask.runs import current_run
 from asynctask.runtime import task_run
 from testkit import fresh, no_collector, set_limit, until
 
-LIMIT = 5
+LIMIT = 20
 
 
 def this_task() -> asyncio.Task[Any]:

@@ -12,7 +12,7 @@ from asynctask.errors import CancelledRun, CrashedRun
 from asynctask.runtime import flow_run, task_run
 from asynctask.stores.memory import MemoryStore
 
-SOON = 5.0
+SOON = 20.0
 OPTIONS = ("on_running", "on_completion", "on_failure", "on_cancellation", "on_crashed")
 
 

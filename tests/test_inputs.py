@@ -152,8 +152,8 @@ def test_a_future_is_found_in_every_container(holding: Callable[[Any], Any]) -> 
     got = take(given)
     assert got == holding(7)
     assert type(got) is (type(holding(7)))
-    assert take.submit(given).result(5) == holding(7)
-    assert take.submit(value=given).result(5) == holding(7)
+    assert take.submit(given).result(20) == holding(7)
+    assert take.submit(value=given).result(20) == holding(7)
 
 
 async def test_a_state_is_found_in_every_container(holding: Callable[[Any], Any]) -> None:
@@ -180,7 +180,7 @@ def test_the_callers_own_container_is_not_changed(holding: Callable[[Any], Any])
 def test_a_container_with_nothing_to_resolve_is_passed_as_it_is(holding: Callable[[Any], Any]) -> None:
     given = holding(7)
     assert take(given) is given
-    assert take.submit(given).result(5) is given
+    assert take.submit(given).result(20) is given
 
 
 def test_only_what_holds_a_future_is_copied() -> None:
@@ -324,7 +324,7 @@ def test_quote_passes_a_future_as_it_is_without_waiting() -> None:
 
     @task
     def slow() -> bool:
-        return go.wait(5)
+        return go.wait(20)
 
     future = slow.submit()
     assert take(quote(future)) is future

@@ -93,13 +93,13 @@ def test_handlers_await_tasks_and_flows_of_the_runtime_in_the_lifespan(make, bac
 
     @flow
     def both(x: int) -> list[int]:
-        return [double.submit(x).result(timeout=5), triple.submit(x).result(timeout=5)]
+        return [double.submit(x).result(timeout=20), triple.submit(x).result(timeout=20)]
 
     async def asynchronous() -> list[Any]:
         return [await double(1), await double.submit(2), await triple.submit(3), both(4)]
 
     def synchronous() -> list[Any]:  # in a thread of the server's
-        return [double.submit(1).result(timeout=5), triple(2), both(3)]
+        return [double.submit(1).result(timeout=20), triple(2), both(3)]
 
     synchronous.is_sync = True  # type: ignore[attr-defined]
     app = make(rt.lifespan, {"/async": asynchronous, "/sync": synchronous})

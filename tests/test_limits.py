@@ -64,7 +64,7 @@ async def test_never_more_runs_on_threads_than_the_limit_and_as_many_as_it():
     @task(tags=["db"])
     def work() -> None:
         inside.enter("db")
-        together.wait(5)  # breaks if fewer than three get in
+        together.wait(20)  # breaks if fewer than three get in
         inside.leave("db")
 
     async with fresh():
@@ -116,7 +116,7 @@ async def test_a_tag_without_a_limit_is_not_limited():
 
     @task(tags=["other"])
     def work() -> None:
-        everybody.wait(5)
+        everybody.wait(20)
 
     async with fresh():
         await set_limit("db", 1)
@@ -162,7 +162,7 @@ async def test_a_slot_is_given_back_however_the_run_ends(ending):
         await started.wait()
         if ending == "cancel":
             first.cancel()
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             assert await after.submit() == "ran"
             await first.wait_async()
         assert limit_of(rt, "db").active_slots == []
@@ -176,7 +176,7 @@ async def test_the_slot_of_a_body_stuck_in_its_thread_is_free_only_when_the_body
         inside.enter("t")
         started_now()
         try:
-            go.wait(5)  # blocked in C: no exception lands here before it returns
+            go.wait(20)  # blocked in C: no exception lands here before it returns
         finally:
             inside.leave("t")
 
@@ -191,12 +191,12 @@ async def test_the_slot_of_a_body_stuck_in_its_thread_is_free_only_when_the_body
         first = stuck.submit(begun.set)
         await until(begun.is_set)
         first.cancel()
-        with anyio.fail_after(1):
+        with anyio.fail_after(10):
             assert (await first.wait_async()).is_cancelled()  # the run itself ends at once
         waiter = after.submit()
         await until(lambda: waiter.state.name == "AwaitingConcurrencySlot")
         go.set()
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             await waiter
     assert inside.most == {"t": 1}
 
@@ -345,8 +345,8 @@ async def test_why_a_run_waits_is_told_as_it_is_now():
 
 async def test_the_seconds_until_a_retry_are_those_that_are_left():
     state = State(type=StateType.SCHEDULED, name="AwaitingRetry", time=100.0, message=retry_message("no", "2 of 3", 4))
-    assert [retry_in(state, now) for now in (100.0, 101.2, 104.0, 200.0)] == [
-        "retry in 4 s", "retry in 3 s", "retry in 0 s", "retry in 0 s",
+    assert [retry_in(state, now) for now in (100.0, 101.2, 103.7, 104.0, 200.0)] == [
+        "retry in 4 s", "retry in 3 s", "retry in 0.3 s", "retry in 0 s", "retry in 0 s",
     ]  # fmt: skip
     assert (
         retry_in(State(type=StateType.SCHEDULED, name="AwaitingRetry", time=1.0, message="cut off"), 2.0) == "cut off"
@@ -372,7 +372,7 @@ async def test_a_run_holds_no_slot_while_it_waits_for_an_upstream():
     async with fresh():
         await set_limit("db", 1)
         waiting = work.submit(upstream.submit())
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             assert await work.submit(2) == 2  # submitted later, and not held up
         go.set()
         assert await waiting == 1
@@ -394,7 +394,7 @@ async def test_a_run_holds_no_slot_while_it_waits_for_its_retry():
         await set_limit("db", 1)
         sleeping = flaky.submit()
         await failed.wait()
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             assert await other.submit() == "ran"
         assert sleeping.state.name == "AwaitingRetry"
         sleeping.cancel()
@@ -421,7 +421,7 @@ async def test_a_cache_hit_and_a_run_that_waits_for_its_key_take_no_slot():
         follower = cached.submit(2)
         await until(lambda: follower.run.awaits)
         assert limit_of(rt, "db").waiting == 0
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             hit = cached.submit(1)
             assert await hit == 1  # though the only slot is taken
         assert [state.name for state in hit.run.states] == ["Pending", "Cached"]
@@ -442,7 +442,7 @@ async def test_a_run_that_waits_for_a_child_keeps_no_slot_from_it():
 
     async with fresh() as rt:
         await set_limit("db", 1)
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             assert await parent.submit() == "child"
         assert limit_of(rt, "db").in_use == 0
 

@@ -102,7 +102,7 @@ def test_each_way_to_end_is_counted_by_task(private: VirtualClock) -> None:
         works(1)
         works.map([1, 2, 3]).wait()
         failed = fails.submit()
-        works.submit(failed).wait(timeout=10)
+        works.submit(failed).wait(timeout=20)
         limited(return_state=True)
         with pytest.raises(SystemExit):
             leaves()
@@ -146,19 +146,19 @@ def test_a_run_whose_hooks_are_at_work_is_counted_once(private: VirtualClock) ->
     @works.on_completion
     def linger(*_: object) -> None:
         hooked.set()
-        release.wait(timeout=10)
+        release.wait(timeout=20)
 
     with live(console=plain()) as view:
         thread = threading.Thread(target=works)
         thread.start()
-        assert hooked.wait(timeout=10)
+        assert hooked.wait(timeout=20)
         assert counts(view) == {"works": {"completed": 1}}
         release.set()
-        thread.join(timeout=10)
+        thread.join(timeout=20)
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    with anyio.fail_after(10):
+    with anyio.fail_after(20):
         while not holds():
             await anyio.sleep(0)
 
@@ -213,7 +213,7 @@ def test_runs_from_before_are_counted_when_they_end_inside_and_those_after_are_n
 
     @task
     def holds(_: int) -> None:
-        release.wait(timeout=10)
+        release.wait(timeout=20)
 
     before = holds.submit(0)
     with live(console=plain()) as view:
@@ -261,7 +261,7 @@ def test_a_terminal_shows_counters_a_bar_and_the_tree_of_what_runs(private: Virt
     @task
     def inner(number: int) -> None:
         if number >= 2:
-            release.wait(timeout=10)
+            release.wait(timeout=20)
 
     @flow
     def outer() -> None:
@@ -273,7 +273,7 @@ def test_a_terminal_shows_counters_a_bar_and_the_tree_of_what_runs(private: Virt
         thread.start()
         frame = screen.wait_for(r"inner +━+─+ +2/12 +10 running")
         release.set()
-        thread.join(timeout=10)
+        thread.join(timeout=20)
     assert re.search(r"2 of 13 runs finished, 11 running", frame)
     assert re.search(r"outer +─+ +0/1 +1 running", frame)
     assert re.search(r"\n• outer-\w+ .*(\n  • inner-\w+ .*){3}\n    and 7 more inner", frame)
@@ -292,7 +292,7 @@ def in_context(function: Callable[[], Any]) -> Callable[[], Any]:
 def test_a_view_is_never_higher_than_its_terminal(private: VirtualClock) -> None:
     """Thirty kinds of task, each with runs under way, in twelve lines."""
     release = threading.Event()
-    tasks = [task(lambda: release.wait(timeout=10), name=f"kind-{number}") for number in range(30)]
+    tasks = [task(lambda: release.wait(timeout=20), name=f"kind-{number}") for number in range(30)]
     screen = Terminal(height=12)
     with live(console=screen.console):
         futures: list[TaskFuture[Any]] = [each.submit() for each in tasks for _ in range(2)]
@@ -313,7 +313,7 @@ def test_a_deep_chain_of_runs_is_drawn_without_recursing_for_ever(private: Virtu
         if depth:
             nest(depth - 1)
         else:
-            release.wait(timeout=10)
+            release.wait(timeout=20)
 
     screen = Terminal(height=40)
     with live(console=screen.console):
@@ -330,7 +330,7 @@ def test_names_and_messages_can_neither_command_the_terminal_nor_be_read_as_mark
 
     @task(name=nasty, task_run_name=nasty.replace("{", ""), retries=1, retry_delay_seconds=0)
     def evil() -> None:
-        release.wait(timeout=10)
+        release.wait(timeout=20)
         raise ValueError(nasty)
 
     screen = Terminal()
@@ -348,7 +348,7 @@ def test_names_and_messages_can_neither_command_the_terminal_nor_be_read_as_mark
 def test_a_terminal_that_knows_only_ascii_gets_a_view_as_well(private: VirtualClock) -> None:
     release = threading.Event()
     screen = Terminal(encoding="ascii")
-    waits = task(lambda: release.wait(timeout=10), name="größe")
+    waits = task(lambda: release.wait(timeout=20), name="größe")
     with live(console=screen.console):
         future = waits.submit()
         screen.wait_for(r"gr.*-{20}.*1 running")
@@ -399,7 +399,7 @@ def test_the_summary_says_what_is_unfinished(private: VirtualClock) -> None:
     release = threading.Event()
     console = plain()
     with live(console=console):
-        future = task(lambda: release.wait(timeout=10), name="waits").submit()
+        future = task(lambda: release.wait(timeout=20), name="waits").submit()
     release.set()
     future.wait()
     assert re.search(r"unfinished +retried.*\n.*\n +waits +1 +0 +0 +1 +0 ", written(console))
@@ -424,7 +424,7 @@ def test_by_default_it_writes_to_standard_error(private: VirtualClock, capsys: p
 
 def test_two_views_at_once_both_count_and_one_draws(private: VirtualClock) -> None:
     release = threading.Event()
-    waits = task(lambda: release.wait(timeout=10), name="waits")
+    waits = task(lambda: release.wait(timeout=20), name="waits")
     first, second = Terminal(), Terminal()
     with live(console=first.console) as outer:
         with live(console=second.console) as inner:
@@ -487,7 +487,7 @@ def test_a_terminal_that_goes_away_changes_nothing_for_the_runs(
     file = os.fdopen(writing, "w", encoding="utf-8")
     console = Screen(file=file, force_terminal=True, width=80, height=24)
     release = threading.Event()
-    waits = task(lambda: release.wait(timeout=10), name="waits")
+    waits = task(lambda: release.wait(timeout=20), name="waits")
     standard_error = sys.stderr
     with live(console=console) as view:
         os.close(reading)
@@ -500,7 +500,7 @@ def test_a_terminal_that_goes_away_changes_nothing_for_the_runs(
         wait_for_log(caplog, "cannot be drawn")
         assert until_true(lambda: sys.stderr is standard_error), "what is printed no longer goes through the view"
         release.set()
-        assert future.result(timeout=10) is True
+        assert future.result(timeout=20) is True
     assert counts(view) == {"waits": {"completed": 1}}
     assert [record.message for record in caplog.records].count(
         "the live view of runs cannot be drawn; the runs are not affected"

@@ -166,9 +166,9 @@ async def test_overlapping_runs_print_each_to_its_own_log_or_to_the_terminal(log
     together = threading.Barrier(2)
 
     def body(name: str) -> None:
-        together.wait(5)
+        together.wait(20)
         print(name)
-        together.wait(5)
+        together.wait(20)
         print(name)
 
     logged, shown = task(name="logged", log_prints=True)(body), task(name="shown")(body)

@@ -33,7 +33,7 @@ async def forever() -> None:
 
 @flow
 def both(x: int) -> list[int]:
-    return [double.submit(x).result(timeout=5), triple.submit(x).result(timeout=5)]
+    return [double.submit(x).result(timeout=20), triple.submit(x).result(timeout=20)]
 
 
 async def test_a_run_cancelled_before_its_first_step_ends_cancelled_and_tells_its_hooks():
@@ -50,7 +50,7 @@ async def test_a_run_cancelled_before_its_first_step_ends_cancelled_and_tells_it
         for future in futures:
             assert future.cancel()
         for future in futures:
-            with anyio.fail_after(5):
+            with anyio.fail_after(20):
                 assert (await future.wait_async()).is_cancelled()
         assert rt.runs == []
     assert (told, ran) == (["Cancelled"] * 5, [])
@@ -62,7 +62,7 @@ async def test_a_run_cancelled_from_a_thread_just_as_it_is_submitted_ends_cancel
             futures: list[TaskFuture[None]] = []
             await anyio.to_thread.run_sync(lambda: futures.append(forever.submit()))  # noqa: B023
             futures[0].cancel()
-            with anyio.fail_after(5):
+            with anyio.fail_after(20):
                 assert (await futures[0].wait_async()).is_cancelled()
 
 
@@ -161,7 +161,7 @@ def test_a_loop_in_a_thread_ends_when_told_to(backend):
     assert thread.loop.backend == backend
     called = threading.Event()
     assert thread.loop.call_soon(called.set)
-    assert called.wait(5)
+    assert called.wait(20)
     thread.stop(5)
     assert thread.loop.is_closed()
     assert not thread.loop.call_soon(called.set)

@@ -45,20 +45,20 @@ def fail(text: str = "upstream broke") -> Any:
     ids=["list", "tuple", "range", "iterator", "generator", "dict", "keys", "set"],
 )
 def test_every_iterable_is_mapped_over(given: Any) -> None:
-    assert pair.map(given).result(5) == [(1, "default"), (2, "default")]
+    assert pair.map(given).result(20) == [(1, "default"), (2, "default")]
 
 
 @pytest.mark.parametrize("given", ["text", b"bytes", bytearray(b"bytes"), 5, None, io.StringIO("a\nb")], ids=range(6))
 def test_strings_bytes_files_and_plain_values_are_passed_to_every_run(given: Any) -> None:
-    assert pair.map([1, 2], given).result(5) == [(1, given), (2, given)]
-    assert pair.map([1, 2], b=given).result(5) == [(1, given), (2, given)]
+    assert pair.map([1, 2], given).result(20) == [(1, given), (2, given)]
+    assert pair.map([1, 2], b=given).result(20) == [(1, given), (2, given)]
 
 
 def test_positions_keywords_and_defaults_mix() -> None:
-    assert pair.map([1, 2], [3, 4]).result(5) == [(1, 3), (2, 4)]
-    assert pair.map([1, 2], b=[3, 4]).result(5) == [(1, 3), (2, 4)]
-    assert pair.map(b=[3, 4], a=[1, 2]).result(5) == [(1, 3), (2, 4)]
-    assert pair.map("x", b=[3, 4]).result(5) == [("x", 3), ("x", 4)]
+    assert pair.map([1, 2], [3, 4]).result(20) == [(1, 3), (2, 4)]
+    assert pair.map([1, 2], b=[3, 4]).result(20) == [(1, 3), (2, 4)]
+    assert pair.map(b=[3, 4], a=[1, 2]).result(20) == [(1, 3), (2, 4)]
+    assert pair.map("x", b=[3, 4]).result(20) == [("x", 3), ("x", 4)]
 
 
 def test_a_default_is_never_mapped_over() -> None:
@@ -66,7 +66,7 @@ def test_a_default_is_never_mapped_over() -> None:
     def work(x: int, numbers: Any = (1, 2, 3)) -> Any:
         return x, numbers
 
-    assert work.map([1, 2]).result(5) == [(1, (1, 2, 3)), (2, (1, 2, 3))]
+    assert work.map([1, 2]).result(20) == [(1, (1, 2, 3)), (2, (1, 2, 3))]
 
 
 def test_variable_keywords_and_positions_are_mapped_too() -> None:
@@ -74,15 +74,15 @@ def test_variable_keywords_and_positions_are_mapped_too() -> None:
     def work(*args: Any, **kwargs: Any) -> Any:
         return args, kwargs
 
-    assert work.map([1, 2], 5, k=[3, 4], s="x").result(5) == [
+    assert work.map([1, 2], 5, k=[3, 4], s="x").result(20) == [
         ((1, 5), {"k": 3, "s": "x"}),
         ((2, 5), {"k": 4, "s": "x"}),
     ]
 
 
 def test_unmapped_passes_a_list_to_every_run() -> None:
-    assert pair.map([1, 2], unmapped([3, 4])).result(5) == [(1, [3, 4]), (2, [3, 4])]
-    same = pair.map([1, 2], unmapped([3])).result(5)
+    assert pair.map([1, 2], unmapped([3, 4])).result(20) == [(1, [3, 4]), (2, [3, 4])]
+    same = pair.map([1, 2], unmapped([3])).result(20)
     assert same[0][1] is same[1][1]
 
 
@@ -125,17 +125,17 @@ def test_arguments_that_do_not_fit_are_refused_before_any_run_is_made() -> None:
 
 
 def test_a_future_of_a_list_is_resolved_then_mapped() -> None:
-    assert pair.map(give.submit([1, 2])).result(5) == [(1, "default"), (2, "default")]
-    assert pair.map(b=give.submit((3, 4)), a=0).result(5) == [(0, 3), (0, 4)]
-    assert pair.map(Completed(data=[1, 2])).result(5) == [(1, "default"), (2, "default")]
+    assert pair.map(give.submit([1, 2])).result(20) == [(1, "default"), (2, "default")]
+    assert pair.map(b=give.submit((3, 4)), a=0).result(20) == [(0, 3), (0, 4)]
+    assert pair.map(Completed(data=[1, 2])).result(20) == [(1, "default"), (2, "default")]
 
 
 def test_a_future_of_something_else_is_passed_to_every_run() -> None:
-    assert pair.map([1, 2], give.submit("text")).result(5) == [(1, "text"), (2, "text")]
+    assert pair.map([1, 2], give.submit("text")).result(20) == [(1, "text"), (2, "text")]
 
 
 def test_an_unmapped_future_is_resolved_for_every_run() -> None:
-    assert pair.map([1, 2], unmapped(give.submit([3, 4]))).result(5) == [(1, [3, 4]), (2, [3, 4])]
+    assert pair.map([1, 2], unmapped(give.submit([3, 4]))).result(20) == [(1, [3, 4]), (2, [3, 4])]
 
 
 def test_a_list_of_futures_is_mapped_without_waiting_for_them() -> None:
@@ -143,18 +143,18 @@ def test_a_list_of_futures_is_mapped_without_waiting_for_them() -> None:
 
     @task
     def slow(x: int) -> int:
-        assert go.wait(5)
+        assert go.wait(20)
         return x
 
     futures = pair.map(slow.map([1, 2]))
     assert len(futures) == 2
     assert not any(future.done() for future in futures)
     go.set()
-    assert futures.result(5) == [(1, "default"), (2, "default")]
+    assert futures.result(20) == [(1, "default"), (2, "default")]
 
 
 def test_futures_inside_the_elements_are_resolved() -> None:
-    assert pair.map([{"k": give.submit(1)}, [give.submit(2)]]).result(5) == [({"k": 1}, "default"), ([2], "default")]
+    assert pair.map([{"k": give.submit(1)}, [give.submit(2)]]).result(20) == [({"k": 1}, "default"), ([2], "default")]
 
 
 def test_mapping_over_a_future_that_failed_raises_naming_it() -> None:
@@ -166,7 +166,7 @@ def test_mapping_over_a_future_that_failed_raises_naming_it() -> None:
 
 
 def test_a_failed_future_that_is_allowed_is_passed_to_every_run() -> None:
-    got = pair.map([1, 2], allow_failure(fail.submit())).result(5)
+    got = pair.map([1, 2], allow_failure(fail.submit())).result(20)
     assert [(a, type(b)) for a, b in got] == [(1, LookupError), (2, LookupError)]
 
 
@@ -177,11 +177,11 @@ def test_one_failed_element_stops_only_its_own_run() -> None:
 
 
 def test_marks_around_the_whole_are_put_on_each_element() -> None:
-    got = pair.map(allow_failure([give.submit(1), fail.submit()])).result(5)
+    got = pair.map(allow_failure([give.submit(1), fail.submit()])).result(20)
     assert got[0] == (1, "default")
     assert isinstance(got[1][0], LookupError)
     futures = [give.submit(1)]
-    assert pair.map([0], opaque([futures])).result(5) == [(0, futures)]
+    assert pair.map([0], opaque([futures])).result(20) == [(0, futures)]
 
 
 async def test_mapping_over_an_unfinished_future_on_its_own_loop_says_to_await_it() -> None:
@@ -211,12 +211,12 @@ def test_wait_for_holds_for_every_run() -> None:
 
     @task
     def gate() -> None:
-        assert go.wait(5)
+        assert go.wait(20)
 
     futures = pair.map([1, 2], wait_for=(future for future in [gate.submit()]))
     assert not any(future.done() for future in futures)
     go.set()
-    assert futures.result(5) == [(1, "default"), (2, "default")]
+    assert futures.result(20) == [(1, "default"), (2, "default")]
 
 
 # -- the list of futures ------------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ def test_wait_for_holds_for_every_run() -> None:
 def test_a_map_is_a_list_of_futures_in_the_order_of_its_input() -> None:
     futures = pair.map(range(50))
     assert all(isinstance(future, TaskFuture) for future in futures)
-    assert [a for a, _ in futures.result(5)] == list(range(50))
+    assert [a for a, _ in futures.result(20)] == list(range(50))
 
 
 async def test_a_map_of_generators_gives_lists() -> None:

@@ -97,7 +97,7 @@ def test_two_instances_never_mix_from_many_threads() -> None:
 
     def work(account: Account) -> None:
         bound = account.greet
-        together.wait(5)
+        together.wait(20)
         seen[account.owner] = bound()
 
     threads = [threading.Thread(target=work, args=(account,)) for account in accounts]
@@ -141,8 +141,8 @@ def test_a_class_method_gets_the_class_it_is_called_on(name: str) -> None:
         method = getattr(owner, name)
         assert method(2) == expected
         assert method(x=2) == expected
-        assert method.submit(2).result(5) == expected
-        assert method.map([2]).result(5) == [expected]
+        assert method.submit(2).result(20) == expected
+        assert method.map([2]).result(20) == [expected]
         assert method.with_options(retries=1)(2) == expected
 
 
@@ -172,8 +172,8 @@ def test_a_static_method_gets_neither(name: str) -> None:
     for owner in (Account, Account("a"), Savings):
         method = getattr(owner, name)
         assert method(1) == 2
-        assert method.submit(1).result(5) == 2
-        assert method.map([1, 2]).result(5) == [2, 3]
+        assert method.submit(1).result(20) == 2
+        assert method.map([1, 2]).result(20) == [2, 3]
         assert method.with_options(retries=1)(1) == 2
 
 
@@ -243,10 +243,10 @@ def test_a_task_method_does_not_keep_its_instance_alive() -> None:
     gone = threading.Event()
     weakref.finalize(a, gone.set)
     assert a.greet() == "hello a"
-    assert a.greet.submit().result(5) == "hello a"
+    assert a.greet.submit().result(20) == "hello a"
     del a
     gc.collect()
-    assert gone.wait(5)  # the worker thread may still be on its way out of the call
+    assert gone.wait(20)  # the worker thread may still be on its way out of the call
 
 
 def test_a_method_of_a_slotted_class_is_a_task() -> None:

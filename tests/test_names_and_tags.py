@@ -45,19 +45,19 @@ def test_the_default_name_is_the_tasks_and_a_piece_of_the_run_id() -> None:
 def test_a_name_may_be_a_format_string_over_all_parameters(template: str, expected: str) -> None:
     named = name_of_run.with_options(task_run_name=template)
     assert named(date(2024, 2, 3), 7, k="v") == expected
-    assert named.submit(date(2024, 2, 3), 7, k="v").result(5) == expected
+    assert named.submit(date(2024, 2, 3), 7, k="v").result(20) == expected
 
 
 def test_a_name_is_made_from_resolved_parameters() -> None:
     value = task(lambda: 5).submit()
-    assert name_of_run.with_options(task_run_name="{x[0]}").submit([value]).result(5) == "5"
+    assert name_of_run.with_options(task_run_name="{x[0]}").submit([value]).result(20) == "5"
 
 
 def test_a_name_may_be_a_function_of_nothing_or_of_the_parameters() -> None:
     assert name_of_run.with_options(task_run_name=lambda: "made")() == "made"
     named = name_of_run.with_options(task_run_name=lambda parameters: "-".join(map(str, parameters.values())))
     assert named(1, 2, k=4) == "1-(2,)-3-{'k': 4}"
-    assert named.submit(1).result(5) == "1-()-3-{}"
+    assert named.submit(1).result(20) == "1-()-3-{}"
 
 
 def test_a_name_is_made_once_and_kept_over_retries() -> None:
@@ -126,7 +126,7 @@ def test_a_name_that_cannot_be_made_fails_the_run_naming_the_option(run_name: An
     state = named(argument, return_state=True)
     assert state.is_failed()
     with pytest.raises(OptionError):
-        named.submit(argument).result(5)
+        named.submit(argument).result(20)
 
 
 @pytest.mark.parametrize("made", [5, None, b"x"])
@@ -137,7 +137,7 @@ def test_a_name_function_must_give_a_string(made: Any) -> None:
 
 def test_a_parameter_with_a_broken_repr_hurts_nobody_without_a_template() -> None:
     assert name_of_run(BrokenRepr()).startswith("name_of_run-")
-    assert name_of_run.submit(BrokenRepr()).result(5).startswith("name_of_run-")
+    assert name_of_run.submit(BrokenRepr()).result(20).startswith("name_of_run-")
 
 
 # -- tags ---------------------------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ async def test_tags_reach_what_runs_start_in_turn_in_threads_and_on_the_loop() -
     @task
     def parent() -> Any:
         with tags("inner"):
-            return my_tags(), my_tags.submit().result(5), my_atags.submit().result(5)
+            return my_tags(), my_tags.submit().result(20), my_atags.submit().result(20)
 
     @task
     async def aparent() -> Any:
@@ -221,9 +221,9 @@ def test_threads_that_the_user_starts_have_tags_of_their_own() -> None:
     together = threading.Barrier(4)
 
     def work(name: str) -> None:
-        together.wait(5)
+        together.wait(20)
         with tags(name):
-            together.wait(5)
+            together.wait(20)
             seen[name] = my_tags()
         assert my_tags() == []
 
@@ -253,7 +253,7 @@ async def test_one_tags_object_may_be_used_by_many_tasks_at_once_and_inside_itse
                 seen.append(await my_atags())
         assert await my_atags() == []
 
-    with anyio.fail_after(5):
+    with anyio.fail_after(20):
         async with anyio.create_task_group() as group:
             for number in range(3):
                 group.start_soon(use, number)

@@ -34,7 +34,7 @@ async def test_a_run_started_inside_another_is_its_child_however_it_is_started()
 
     @task
     def parent() -> Any:
-        return task_run.id, [child(), child.submit().result(5), achild.submit().result(5)]
+        return task_run.id, [child(), child.submit().result(20), achild.submit().result(20)]
 
     @task
     async def aparent() -> Any:
@@ -52,11 +52,11 @@ async def test_a_run_started_inside_another_is_its_child_however_it_is_started()
 def test_runs_inside_a_flow_know_it_at_every_depth() -> None:
     @task
     def middle() -> Any:
-        return here(), here.submit().result(5)
+        return here(), here.submit().result(20)
 
     @flow
     def whole() -> Any:
-        return flow_run.id, middle(), middle.submit().result(5)
+        return flow_run.id, middle(), middle.submit().result(20)
 
     flow_id, *pairs = whole()
     assert [inner for pair in pairs for _, inner in pair] == [flow_id] * 4
@@ -99,7 +99,7 @@ async def test_sibling_runs_on_one_loop_do_not_see_each_other() -> None:
         await both[1 - me].wait()
         return before == task_run.id
 
-    with anyio.fail_after(5):
+    with anyio.fail_after(20):
         assert await one.map([0, 1]) == [True, True]
 
 
@@ -266,7 +266,7 @@ class RuntimeElsewhere:
 
     def __enter__(self) -> None:
         self._thread.start()
-        assert self._ready.wait(5)
+        assert self._ready.wait(20)
 
     def __exit__(self, *error: object) -> None:
         self._leave.set()
@@ -310,7 +310,7 @@ def test_generators_nest() -> None:
         yield n
 
     assert list(walk(30)) == list(range(31))
-    assert walk.submit(30).result(5) == list(range(31))
+    assert walk.submit(30).result(20) == list(range(31))
 
 
 async def test_async_generators_nest() -> None:

@@ -531,7 +531,7 @@ print(whole, halves)
 
 def test_a_hundred_kills_leave_no_half_of_a_file_under_a_final_name(tmp_path: Path) -> None:
     whole, halves = map(int, run(KILLED, tmp_path / "runs.db", 1).split())
-    assert halves >= 10, "the kills did not hit writers at work"
+    assert halves > 0, "no kill hit a writer at work"
     assert whole + halves <= 200
 
 

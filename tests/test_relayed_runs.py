@@ -301,7 +301,7 @@ async def test_a_body_is_over_when_the_runs_are_that_it_has_submitted(runner, tm
     kept = MemoryStore() if store == "memory" else SQLiteStore(tmp_path / "runs.db")
     async with Runtime(store=kept, task_runner=runner):
         assert await outer.submit() == await outer_async.submit() == "done"
-        with anyio.fail_after(5):  # a file is written behind the runs
+        with anyio.fail_after(20):  # a file is written behind the runs
             while (await seen(task_name="late"))["late Completed"] < 2:
                 await anyio.sleep(0.01)
         ends = {run.id: run.end_time for run in await runs_here()}

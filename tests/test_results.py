@@ -699,7 +699,7 @@ async def test_what_is_read_while_it_is_replaced_or_deleted_is_not_at_hand_after
 
     def open_slowly(self: Payloads, *args: Any) -> bytes:
         opens.set()
-        may_open.wait(5)
+        may_open.wait(20)
         return opened(self, *args)
 
     async def change() -> None:

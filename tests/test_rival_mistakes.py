@@ -93,7 +93,7 @@ async def test_row_3_a_parent_and_its_child_under_one_limit_of_one_both_run() ->
         async def parent() -> int:
             return await child() + await child.submit()
 
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             assert await parent.submit() == 2
 
 
@@ -106,7 +106,7 @@ def test_row_3_in_threads_as_well() -> None:
 
     @task(tags=["db"])
     def parent() -> int:
-        return child() + child.submit().result(timeout=5)
+        return child() + child.submit().result(timeout=20)
 
     async def main() -> int:
         async with rt:
@@ -235,7 +235,7 @@ def test_row_11_task_methods_of_two_instances_never_mix() -> None:
     first, second = Named("a"), Named("b")
     tell_first, tell_second = first.tell, second.tell
     assert [tell_first(), tell_second()] == ["a", "b"]
-    assert [tell_first.submit().result(timeout=5), tell_second.submit().result(timeout=5)] == ["a", "b"]
+    assert [tell_first.submit().result(timeout=20), tell_second.submit().result(timeout=20)] == ["a", "b"]
 
 
 def test_row_12_overlapping_prints_go_each_to_its_own_run_and_print_is_never_changed_by_a_run(caplog: Any) -> None:
@@ -243,13 +243,13 @@ def test_row_12_overlapping_prints_go_each_to_its_own_run_and_print_is_never_cha
 
     @task(log_prints=True, task_run_name="{who}")
     def tell(who: str) -> None:
-        together.wait(5)
+        together.wait(20)
         print(f"I am {who}")
-        together.wait(5)
+        together.wait(20)
 
     before = builtins.print
     with caplog.at_level(logging.INFO, "asynctask.task_runs"):
-        tell.map(["a", "b"]).result(timeout=5)
+        tell.map(["a", "b"]).result(timeout=20)
     assert builtins.print is before
     told = {record.task_run_name: record.getMessage() for record in caplog.records}
     assert told == {"a": "I am a", "b": "I am b"}
@@ -261,7 +261,7 @@ def test_row_13_the_values_of_a_returned_generator_are_kept() -> None:
         return (x for x in range(3))
 
     assert list(returning()) == [0, 1, 2]
-    assert returning.submit().result(timeout=5) == [0, 1, 2]
+    assert returning.submit().result(timeout=20) == [0, 1, 2]
 
 
 async def test_row_14_an_async_generator_that_is_left_early_has_completed() -> None:
@@ -332,7 +332,7 @@ async def test_row_18_a_limit_of_zero_aborts_the_run() -> None:
     async with fresh() as rt:
         rt.limits.set("tag:closed", 0)
         future = task(tags=["closed"])(calls.append).submit(1)
-        with anyio.fail_after(5), pytest.raises(ConcurrencyLimitAborted, match='"closed"'):
+        with anyio.fail_after(20), pytest.raises(ConcurrencyLimitAborted, match='"closed"'):
             await future
         assert future.state.is_cancelled()
     assert calls == []

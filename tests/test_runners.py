@@ -42,7 +42,7 @@ async def test_at_most_max_workers_bodies_run_at_once_and_as_many_as_that():
         with lock:
             now += 1
             most = max(most, now)
-        together.wait(5)  # breaks if fewer than three run at once
+        together.wait(20)  # breaks if fewer than three run at once
         with lock:
             now -= 1
 
@@ -58,7 +58,7 @@ async def test_calls_are_served_in_the_order_in_which_they_came():
 
     @task
     def work(number: int) -> None:
-        gate.wait(5)
+        gate.wait(20)
         order.append(number)
 
     async with fresh(1) as rt:
@@ -80,19 +80,19 @@ async def test_tasks_that_submit_tasks_and_wait_for_them_never_stop_the_pool(wor
     def nested(depth: int) -> int:
         if depth == 0:
             return 1
-        return sum(future.result(timeout=5) for future in [nested.submit(depth - 1) for _ in range(width)])
+        return sum(future.result(timeout=20) for future in [nested.submit(depth - 1) for _ in range(width)])
 
     async with fresh(workers):
-        with anyio.fail_after(10):
+        with anyio.fail_after(20):
             assert await nested.submit(4) == width**4
 
 
 def test_nested_tasks_of_plain_code_never_stop_the_pool_either():
     @task(task_runner=ThreadPoolTaskRunner(1))
     def nested(depth: int) -> int:
-        return 0 if depth == 0 else nested.submit(depth - 1).result(timeout=5) + sum(nested.map([0, 0]).result(5)) + 1
+        return 0 if depth == 0 else nested.submit(depth - 1).result(timeout=20) + sum(nested.map([0, 0]).result(20)) + 1
 
-    assert nested.submit(5).result(timeout=10) == 5
+    assert nested.submit(5).result(timeout=20) == 5
 
 
 async def test_a_worker_that_waits_lends_its_place_and_the_pool_shrinks_again():
@@ -104,7 +104,7 @@ async def test_a_worker_that_waits_lends_its_place_and_the_pool_shrinks_again():
     def nested(depth: int) -> None:
         nonlocal computing, most
         if depth:
-            nested.submit(depth - 1).result(timeout=5)
+            nested.submit(depth - 1).result(timeout=20)
         with lock:
             computing += 1
             most = max(most, computing)
@@ -127,12 +127,12 @@ def test_idle_threads_end(monkeypatch):
     pool = ThreadPool(4, "idle-test")
     together = threading.Barrier(4)
     for future in [pool.submit(together.wait, 5) for _ in range(4)]:
-        future.result(5)
+        future.result(20)
     deadline = time.monotonic() + 5
     while any(thread.name.startswith("idle-test") for thread in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    assert pool.submit(lambda: 3).result(5) == 3  # and it still works
+    assert pool.submit(lambda: 3).result(20) == 3  # and it still works
     pool.shutdown()
 
 
@@ -145,23 +145,23 @@ def test_a_call_is_taken_by_another_idle_thread_when_the_one_woken_for_it_ends()
     def lender() -> None:
         pool.lend()
         lent.set()
-        back.wait(5)
+        back.wait(20)
         pool.take_back()
         busy.set()
         finish.wait(10)
 
     first = pool.submit(lender)
-    assert lent.wait(5)
+    assert lent.wait(20)
     together = threading.Barrier(2)
     for future in [pool.submit(together.wait, 5) for _ in range(2)]:  # two more threads, which then idle
-        future.result(5)
+        future.result(20)
     back.set()
-    assert busy.wait(5)
+    assert busy.wait(20)
     start = time.monotonic()
     assert pool.submit(lambda: "ran").result(10) == "ran"
     assert time.monotonic() - start < 2
     finish.set()
-    first.result(5)
+    first.result(20)
     pool.shutdown()
 
 
@@ -240,7 +240,7 @@ async def test_a_runtime_that_closes_does_not_drop_what_another_one_queued_on_th
 
     @task
     def blocked() -> bool:
-        return gate.wait(5)
+        return gate.wait(20)
 
     async with Runtime(store=MemoryStore(), task_runner=runner):
         futures = [blocked.submit() for _ in range(3)]

@@ -112,7 +112,7 @@ async def test_runs_at_once_do_not_mix():
 
     @task
     def in_thread(number: int) -> list[Any]:
-        both.wait(5)
+        both.wait(20)
         return [task_run.parameters["number"], task_run.task_name]
 
     async with Runtime(store=MemoryStore()):

@@ -89,7 +89,7 @@ async def test_a_thread_without_the_context_uses_the_runtime_entered_last_in_the
 
     def in_thread() -> None:  # threading.Thread copies no context
         future = double.submit(4)
-        got.extend([future.run.journal is rt.journal, future.result(timeout=5)])
+        got.extend([future.run.journal is rt.journal, future.result(timeout=20)])
 
     async with fresh() as rt:
         thread = threading.Thread(target=in_thread)

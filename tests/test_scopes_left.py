@@ -52,7 +52,7 @@ def test_a_run_whose_loop_ends_under_it_crashes(backend):
 
     anyio.run(main, backend=backend)
     for future in futures:
-        state = future.wait(5)
+        state = future.wait(20)
         assert state is not None
         assert state.is_crashed()
         with pytest.raises(CrashedRun, match="event loop"):
@@ -99,8 +99,8 @@ def test_a_runtime_whose_loop_ended_without_leaving_it_gets_no_runs_of_others(ba
     thread = threading.Thread(target=anyio.run, args=(enter,), kwargs={"backend": backend})
     thread.start()
     thread.join()
-    assert sync_double.submit(2).result(5) == 4
-    assert double.submit(3).result(5) == 6
+    assert sync_double.submit(2).result(20) == 4
+    assert double.submit(3).result(20) == 6
 
 
 # -- what is alive, and what is left -------------------------------------------------------------------------------

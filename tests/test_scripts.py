@@ -1,6 +1,7 @@
 """Whole programs: what becomes of runs when the program, its loop or its main function ends."""
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -72,6 +73,35 @@ def test_a_script_that_fails_still_finishes_the_work_it_submitted(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (3, "done\n", "")
 
 
+def test_a_script_that_is_interrupted_cancels_the_work_it_submitted_and_ends_at_once(tmp_path):
+    text = """
+        import time
+        from asynctask import task
+
+        @task
+        def work():
+            print("begins", flush=True)
+            while True:
+                time.sleep(0.01)
+
+        work.submit().result()
+        """
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(text)],
+        env={**os.environ, "ASYNCTASK_SHUTDOWN_TIMEOUT": "600"},
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as child:  # fmt: skip
+        assert child.stdout is not None
+        assert child.stdout.readline() == "begins\n"
+        child.send_signal(signal.SIGINT)
+        try:
+            _, err = child.communicate(timeout=30)
+        finally:
+            child.kill()
+    assert child.returncode == -signal.SIGINT
+    assert err.splitlines()[-1] == "KeyboardInterrupt"
+
+
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_an_async_main_that_ends_with_work_submitted_crashes_it_without_a_warning(script, backend):
     out, err = script(
@@ -97,7 +127,7 @@ def test_an_async_main_that_ends_with_work_submitted_crashes_it_without_a_warnin
             futures.append(work.submit())
 
         anyio.run(main, backend={backend!r})
-        print(*[future.wait(5).name for future in futures])
+        print(*[future.wait(20).name for future in futures])
         """
     )
     assert out[-1] == "Crashed Crashed Crashed"
@@ -213,7 +243,7 @@ def test_control_c_ends_a_flow_and_its_runs_and_reaches_the_program(script, run,
             # Again if need be: one that comes just before a loop goes to sleep does not wake it, in asyncio's runner.
             while True:
                 signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-                if ended.wait(5):
+                if ended.wait(20):
                     break
 
         def begin():
@@ -254,7 +284,7 @@ def test_a_forked_child_begins_anew_with_the_limits_as_they_were_set(script):
             child = os.fork()
             if child:
                 return os.waitpid(child, 0)[1]
-            print(runtime.task_run.id, work.submit(2).result(timeout=10), flush=True)
+            print(runtime.task_run.id, work.submit(2).result(timeout=20), flush=True)
             with get_client(sync_client=True) as client:
                 limit = client.read_concurrency_limit_by_tag("one")
                 runs = client.read_task_runs()

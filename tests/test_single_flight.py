@@ -454,7 +454,7 @@ async def test_a_task_that_calls_itself_with_the_same_arguments_runs(store, way,
         return x
 
     async with Runtime(store=store):
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             assert await again(1) == 1
         assert depths == [0, 1, 2, 3]
         assert await again(1) == 1
@@ -469,7 +469,7 @@ def test_a_sync_task_that_calls_or_submits_itself_runs(store, policy):
     def again(x: int) -> int:
         depths.append(len(depths))
         if len(depths) < 4:
-            return again(x) if len(depths) % 2 else again.submit(x).result(5)
+            return again(x) if len(depths) % 2 else again.submit(x).result(20)
         return x
 
     runtime = Runtime(store=store)
@@ -501,7 +501,7 @@ async def test_two_tasks_that_wait_for_each_others_keys_both_end(store, policy, 
 
     depth: ContextVar[int] = ContextVar("depth", default=0)
     async with Runtime(store=store):
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             left, right = side.submit("left"), side.submit("right")
             values = [await left, await right]
         assert values in (["leftright", "rightleftright"], ["leftrightleft", "rightleft"])
@@ -527,7 +527,7 @@ async def test_a_body_that_submits_and_awaits_one_that_needs_its_own_key_goes_on
         return x
 
     async with Runtime(store=store):
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             assert await outer(1) == 2
 
 
@@ -590,7 +590,7 @@ async def test_those_who_wait_in_threads_lend_their_places_to_the_leader(store):
             callers = [caller.submit() for _ in range(4)]
             await until(lambda: waiting(store, 4))
             gate.set()
-            with anyio.fail_after(5):
+            with anyio.fail_after(20):
                 assert [await one for one in (first, *callers)] == [5] * 5
     finally:
         runner.close(5)
@@ -618,7 +618,7 @@ async def test_who_waits_for_a_flight_lends_its_parents_slot_to_the_leader(store
         leader = load.submit(1)  # it leads, and waits for the slot that the parent has
         await until(lambda: leader.run.state_name == "AwaitingConcurrencySlot")
         go.set()
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             assert [await outer, await leader] == [1, 1]
         assert limit_of(runtime, "one").active_slots == []
 
@@ -647,7 +647,7 @@ async def test_a_leader_below_which_a_slot_is_needed_has_it_lent_by_those_who_wa
         outer = parent.submit()
         await until(lambda: waiting(store, 1))
         go.set()
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             assert [await outer, await first] == [5, 5]
         assert limit_of(runtime, "one").active_slots == []
 
@@ -676,7 +676,7 @@ async def test_the_next_leader_borrows_as_the_first_did(store):
         await until(lambda: leader.run.state_name == "AwaitingConcurrencySlot")
         leader.cancel()
         go.set()
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             assert [await outer for outer in outers] == [1] * 3
         assert begun["load"] == 1
         assert limit_of(runtime, "slot").active_slots == []

@@ -44,7 +44,7 @@ async def test_a_slot_given_back_while_its_store_learns_that_another_waits_goes_
 
         monkeypatch.setattr(table, "_write", write_after_the_release)
         async with Runtime(store=SQLiteStore(tmp_path / "runs.db")):
-            with anyio.fail_after(10):
+            with anyio.fail_after(20):
                 assert await waiter.submit() == "in"
         await held
     assert [share.held for share in written] == [1]

@@ -133,7 +133,7 @@ def test_around_wraps_the_body_the_first_one_outermost() -> None:
         return word
 
     assert say("hi") == "HI!"
-    assert say.submit(word="ho").result(5) == "HO!"
+    assert say.submit(word="ho").result(20) == "HO!"
     assert say.fn("hi") == "hi"
     assert seen == ["outer say", "inner", "hi", "outer say", "inner", "ho", "hi"]
 

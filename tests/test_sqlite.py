@@ -158,7 +158,7 @@ async def test_a_folder_in_the_place_of_the_file_is_refused(path):
     path.mkdir()
     async with Runtime(store=SQLiteStore(path)) as runtime:
         assert await double(2) == 4
-        with pytest.raises(StoreError, match=r"runs\.db"):
+        with pytest.raises(StoreError, match=r"runs\.db' is a folder; give the store the path of a file"):
             await runtime.flush()
 
 
@@ -166,7 +166,7 @@ async def test_a_file_in_the_place_of_a_folder_is_refused(path):
     path.write_text("not a folder")
     async with Runtime(store=SQLiteStore(path / "runs.db")) as runtime:
         assert await double(2) == 4
-        with pytest.raises(StoreError, match=r"runs\.db/runs\.db' cannot be opened"):
+        with pytest.raises(StoreError, match=r"runs\.db/runs\.db' cannot be opened: .*runs\.db'\); see to its"):
             await runtime.flush()
 
 
@@ -503,7 +503,7 @@ async def test_a_clock_set_back_an_hour_changes_neither_ids_nor_order_nor_what_i
             await double(x)
         runs = await store.read_runs(EVERYTHING, 100)
         assert [one.parameters["x"] for one in runs] == [str(x) for x in reversed(range(10))]
-        with anyio.fail_after(5):  # runs under way are written for others all the same
+        with anyio.fail_after(20):  # runs under way are written for others all the same
             while ask(path, "SELECT count(*) FROM runs WHERE owner IS NOT NULL") != 2:
                 await anyio.sleep(0.05)
         go.set()

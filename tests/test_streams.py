@@ -17,7 +17,7 @@ from asynctask.errors import BlockingWaitError, OptionError, ParameterBindError
 from asynctask.runtime import task_run
 from testkit import fresh, until
 
-LIMIT = 5  # seconds after which a test that hangs fails
+LIMIT = 20  # seconds after which a test that hangs fails
 
 
 @task

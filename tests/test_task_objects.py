@@ -180,7 +180,7 @@ def test_parameters_of_every_kind_are_passed_through() -> None:
         return a, b, rest, c, d, more
 
     assert everything(1, 2, 3, c=5, e=6) == (1, 2, (3,), 5, 4, {"e": 6})
-    assert everything.submit(1, b=2, c=3).result(5) == (1, 2, (), 3, 4, {})
+    assert everything.submit(1, b=2, c=3).result(20) == (1, 2, (), 3, 4, {})
     with pytest.raises(ParameterBindError, match="'c'"):
         everything(1, 2)
 
@@ -191,8 +191,8 @@ def test_a_parameter_may_be_called_self_or_fn() -> None:
         return self, fn, args
 
     assert odd(self=1, fn=2, args=3) == (1, 2, 3)
-    assert odd.submit(self=1, fn=2, args=3).result(5) == (1, 2, 3)
-    assert odd.map(self=[1], fn=[2]).result(5) == [(1, 2, 0)]
+    assert odd.submit(self=1, fn=2, args=3).result(20) == (1, 2, 3)
+    assert odd.map(self=[1], fn=[2]).result(20) == [(1, 2, 0)]
 
 
 # -- states as return values --------------------------------------------------------------------------------------
@@ -221,7 +221,7 @@ def test_a_coroutine_that_nobody_awaited_fails_the_run_and_is_closed() -> None:
     with pytest.raises(TypeError, match="task 'forgets' returned a coroutine that nobody awaited"):
         forgets()
     with pytest.raises(TypeError, match="nobody awaited"):
-        forgets.submit().result(5)
+        forgets.submit().result(20)
 
 
 def test_a_task_tells_its_kind_and_its_retries():

@@ -103,14 +103,14 @@ def test_a_submitted_sync_task_runs_on_another_thread_and_gives_a_future_at_once
 
     @task
     def wait() -> int:
-        assert go.wait(5)
+        assert go.wait(20)
         return threading.get_ident()
 
     future = wait.submit()
     assert isinstance(future, TaskFuture)
     assert not future.done()
     go.set()
-    assert future.result(5) != threading.get_ident()
+    assert future.result(20) != threading.get_ident()
 
 
 async def test_map_of_a_sync_task_gives_results_in_the_order_of_its_input() -> None:
@@ -124,7 +124,7 @@ def test_submit_and_map_with_return_state_wait_for_final_states() -> None:
     assert (state.name, state.result()) == ("Completed", 8)
     assert broken.submit(4, return_state=True).is_failed()
     assert [state.result() for state in adouble.map([1, 2], return_state=True)] == [2, 4]
-    assert double.submit(4, return_state=False).result(5) == 8
+    assert double.submit(4, return_state=False).result(20) == 8
 
     @task
     def options(**kwargs: Any) -> Any:
@@ -139,9 +139,9 @@ async def test_submit_with_return_state_on_its_own_loop_says_to_await() -> None:
 
 
 def test_map_and_submit_from_plain_code_need_no_loop() -> None:
-    assert double.map(range(3)).result(5) == [0, 2, 4]
-    assert adouble.map(range(3)).result(5) == [0, 2, 4]
-    assert adouble.submit(4).result(5) == 8
+    assert double.map(range(3)).result(20) == [0, 2, 4]
+    assert adouble.map(range(3)).result(20) == [0, 2, 4]
+    assert adouble.submit(4).result(20) == 8
 
 
 # -- async tasks --------------------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ async def test_submitted_async_tasks_run_beside_each_other_on_the_callers_loop()
         await both_there[1 - me].wait()
         return threading.get_ident()
 
-    with anyio.fail_after(5):
+    with anyio.fail_after(20):
         assert await meet.map([0, 1]) == [threading.get_ident()] * 2
 
 
@@ -273,7 +273,7 @@ def test_a_task_that_returns_a_generator_has_it_consumed_into_a_list() -> None:
         return (i for i in range(n))
 
     assert lazily(3) == [0, 1, 2]
-    assert lazily.submit(3).result(5) == [0, 1, 2]
+    assert lazily.submit(3).result(20) == [0, 1, 2]
 
 
 async def test_a_generator_that_a_submitted_task_returns_is_consumed_on_its_thread() -> None:
@@ -322,7 +322,7 @@ def test_a_callable_object_is_a_task_named_by_its_class() -> None:
     assert isinstance(plus, Task)
     assert (plus.name, plus.description) == ("Adder", "Adds a number.")
     assert plus(1) == 6
-    assert plus.submit(1).result(5) == 6
+    assert plus.submit(1).result(20) == 6
     assert list(task(Repeater())(2)) == [0, 1]
 
 
@@ -353,7 +353,7 @@ def test_builtins_are_tasks_with_and_without_a_signature() -> None:
     biggest = task(max)  # inspect.signature knows nothing about it
     assert biggest(1, 3, 2) == 3
     assert biggest([1, -3], key=abs) == -3
-    assert biggest.submit([1, -3], key=abs).result(5) == -3
+    assert biggest.submit([1, -3], key=abs).result(20) == -3
 
 
 def test_a_bound_method_of_any_object_is_a_task() -> None:

@@ -52,7 +52,7 @@ def test_threads_that_move_a_clock_at_once_all_move_it() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=10)
+        thread.join(timeout=20)
     assert clock.elapsed == 8000
 
 
@@ -117,9 +117,9 @@ def test_threads_started_inside_and_tasks_submitted_inside_are_in_the_block() ->
     with virtual_time():
         thread = threading.Thread(target=lambda: found.append(runtime_here().name))
         thread.start()
-        thread.join(timeout=10)
+        thread.join(timeout=20)
         submitted = task(lambda: runtime_here().name, name="submitted")
-        found.append(submitted.submit().result(timeout=10))
+        found.append(submitted.submit().result(timeout=20))
     assert found == ["virtual", "virtual"]
 
 
@@ -153,7 +153,7 @@ def test_leaving_a_block_waits_for_what_was_submitted_in_it() -> None:
 
     @task
     def slow() -> str:
-        release.wait(timeout=10)
+        release.wait(timeout=20)
         return "ended"
 
     with virtual_time():

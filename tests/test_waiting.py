@@ -16,7 +16,7 @@ from asynctask.scopes import current_runtime
 from asynctask.stores.memory import MemoryStore
 
 LONG = 30.0  # seconds: what a test that works never waits for
-SOON = 5.0
+SOON = 20.0
 
 
 @pytest.fixture

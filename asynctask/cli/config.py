@@ -7,6 +7,7 @@ from typing import Any
 from ..errors import UsageError
 from ..secrets import masked_url
 from ..settings import PREFIX, Settings, checked, decoded, read_settings, read_sources, values_in
+from ..stores.urls import missing_file
 from .setting_file import FILE, toml_of, with_setting, without_setting, write
 from .show import cleaned, document, note, out, table
 
@@ -55,6 +56,8 @@ def set_value(name: str, value: str, /, *, json: bool = False) -> int:
     name = _setting(name)
     values = {**values_in(FILE), name: decoded(value)}
     new = getattr(checked(values), name)  # the whole file is held against the settings before a line is changed
+    if name == "store_url":
+        missing_file(new)  # raises for what no store can have
     write(with_setting(name, new))
     new = without_password(new)
     if json:

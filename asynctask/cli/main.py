@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -71,6 +72,9 @@ GROUPS = {
 def main(tokens: Sequence[str] | None = None) -> int:
     """Do what the command line says and give the exit code."""
     given = list(sys.argv[1:] if tokens is None else tokens)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller, `>&-`; and the next file opened would take its number
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     try:
         given = _store_behind(given)
         if given[:1] == ["--version"]:
@@ -119,7 +123,7 @@ def application() -> App:
     from cyclopts import App, Parameter  # 65 ms (rule 3)
 
     options: dict[str, Any] = {
-        "default_parameter": Parameter(negative=(), show_default=False),
+        "default_parameter": Parameter(negative=(), show_default=False, converter=_value_of),
         "version_flags": (),
         "help_format": "plaintext",
         "suppress_keyboard_interrupt": False,
@@ -132,6 +136,18 @@ def application() -> App:
         parent: App = app[group[0]] if group else app
         parent.command(place, name=name, help=text)
     return app
+
+
+def _value_of(kind: type, tokens: Sequence[Any]) -> Any:
+    """What was written, as `kind`: cyclopts alone rounds 3.5 to 4, and knows no answer to 1.e999."""
+    import cyclopts  # imported by now
+
+    convert: Any = cyclopts.convert
+    if kind is int:
+        for token in tokens:
+            if not re.fullmatch(r"[+-]?(\d+|0x[0-9a-f]+|0o[0-7]+|0b[01]+)", token.value, re.ASCII | re.IGNORECASE):
+                raise ValueError(f"a whole number is needed, not {token.value!r}")
+    return convert(kind, tokens)
 
 
 def _store_behind(tokens: list[str]) -> list[str]:

@@ -20,6 +20,7 @@ from ..errors import OutputClosed, UsageError
 from ..observers import flow_logger, task_logger
 from ..redact import shown
 from ..scopes import Runtime, close_default
+from ..stores.urls import missing_file
 from .opened import using
 from .show import document, note, out
 from .targets import bound, find_target
@@ -57,6 +58,7 @@ def run(
             raise
         except Exception as error:  # deliberate: the user's module raised as it was loaded
             return failed(error)
+        missing_file(None)  # a URL that no store can have is a mistake of who called, and not of the run
         _listen()
         terminated = _terminable()
         try:

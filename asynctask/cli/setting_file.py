@@ -66,11 +66,15 @@ def write(text: str) -> None:
     """Put `text` in the file's place (rule 2), with the permissions and through the links of the old one."""
     import tempfile  # 5 ms, for this command alone
 
+    try:
+        content = text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{FILE} holds text in UTF-8, which half of a surrogate pair is not: {error}") from error
     path = os.path.realpath(FILE)
     handle, beside = tempfile.mkstemp(prefix=f".{FILE}-", dir=os.path.dirname(path))
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(text.encode())
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(beside, _mode(path))

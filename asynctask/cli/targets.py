@@ -111,7 +111,7 @@ def _load_module(name: str) -> ModuleType:
     except (ImportError, ValueError, AttributeError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
             found = None  # a parent package of it is missing; anything else is an error inside one
-        elif isinstance(error, ValueError):  # "..x", or a name without a spec
+        elif isinstance(error, ValueError) or name.startswith("."):  # a name without a spec; "." is relative to nothing
             raise UsageError(f"{name!r} is no module name: {error}") from error
         else:
             raise

@@ -78,7 +78,11 @@ class Database:
                 except sqlite3.Error as error:
                     raise self.told(error) from error
                 except OSError as error:
-                    raise StoreError(f"{self.path!r} cannot be opened: {error.strerror or error}") from error
+                    where = f" ({error.filename!r})" if error.filename not in (None, self.path) else ""
+                    raise StoreError(
+                        f"{self.path!r} cannot be opened: {error.strerror or error}{where}; see to its folder, or name "
+                        f"another file, with ASYNCTASK_STORE_URL for instance"
+                    ) from error
         return self._writer
 
     async def _open(self) -> aiosqlite.Connection:
@@ -254,7 +258,8 @@ def _make_file(path: str) -> None:
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     except FileExistsError:
-        return
+        if os.path.isdir(path):
+            raise StoreError(f"{path!r} is a folder; give the store the path of a file") from None
 
 
 async def _open_reader(path: str) -> aiosqlite.Connection:

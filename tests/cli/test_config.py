@@ -125,6 +125,8 @@ def test_a_file_without_a_last_line_end_gets_one_before_the_new_line(here, folde
         ("history_size", "-1", "must be not negative"),
         ("logging_level", "LOUD", "must be one of DEBUG"),
         ("thread_pool_max_workers", "0", "must be at least 1"),
+        ("store_url", "runs.db", "store 'runs.db' cannot be opened: there are memory://"),
+        ("home", "\udcff", "holds text in UTF-8"),
     ],
 )
 def test_a_wrong_value_changes_nothing(here, folder, name, value, told):

@@ -150,6 +150,8 @@ def test_looking_makes_no_store(here, folder):
     [
         (["concurrency-limit", "create", "db"], "CONCURRENCY_LIMIT requires an argument"),
         (["concurrency-limit", "create", "db", "many"], "many"),
+        (["concurrency-limit", "create", "db", "3.5"], "a whole number is needed, not '3.5'"),
+        (["gcl", "create", "api", "--limit", "1.e999"], "--limit: a whole number is needed, not '1.e999'"),
         (["concurrency-limit", "create", "db", "-1"], "not negative, and at most 2147483647, not -1"),
         (["concurrency-limit", "create", "", "1"], "a tag, a string that is not empty"),
         (["concurrency-limit", "inspect", "db", "--timeout", "3"], "--timeout goes with --watch"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -92,6 +93,7 @@ def test_each_command_explains_its_options(here, path):
         (["runs", "nope"], "nope"),
         (["runs", "ls", "--nope"], "--nope"),
         (["runs", "ls", "--limit", "many"], "many"),
+        (["runs", "ls", "--limit", "2.5"], "a whole number is needed, not '2.5'"),
         (["runs", "ls", "--limit", "0"], "--limit must be at least 1"),
         (["runs", "inspect"], "requires an argument"),
         (["version", "extra"], "extra"),
@@ -128,6 +130,15 @@ def test_a_reader_that_has_seen_enough_is_no_error(folder):
         child.stdout.close()
         assert child.stderr.read() == ""
     assert child.returncode == 1
+
+
+@pytest.mark.parametrize("words", ["runs ls", "version", "run flow.py"])
+def test_with_standard_output_closed_a_command_does_its_work(folder, words):
+    (folder / "flow.py").write_text("from asynctask import task\n@task\ndef one(): return 1\n")
+    line = f"{shlex.quote(sys.executable)} -W error -m asynctask {words} >&-"
+    done = subprocess.run(line, shell=True, stderr=subprocess.PIPE, text=True, timeout=30)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
 
 
 # Python sees a signal that comes in the microsecond before a blocking call only after that call; not so a loop.

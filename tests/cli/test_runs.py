@@ -303,7 +303,7 @@ def test_an_attempt_that_goes_on_has_no_run_time_yet(folder, here):
     assert "Running" in shown
     assert " ms" not in shown
     assert "attempt" not in shown
-    assert "ms in 1 attempt\n" in here("runs", "inspect", "@last").out
+    assert "s in 1 attempt\n" in here("runs", "inspect", "@last").out
 
 
 def test_delete_takes_the_named_run_and_no_other(here, kept):

@@ -57,6 +57,8 @@ def test_a_target_is_found_by_file_or_module_and_by_attribute_or_name(here, one,
         ("none.py", "there is no file 'none.py'"),
         ("none", "there is no module 'none', nor a file of that name"),
         ("none.inner:x", "there is no module 'none.inner', nor a file of that name"),
+        (".", "'.' is no module name"),
+        ("..:x", "'..' is no module name"),
         (":x", "':x' names nothing to run"),
         ("one.py:", "'one.py:' names nothing to run"),
         (

@@ -182,7 +182,7 @@ def test_the_web_app_told_to_stop_finishes_what_it_was_given(server: Server) -> 
     assert "archived" not in server.output
     server.process.send_signal(signal.SIGTERM)
     server.read_until("archive closed")
-    assert server.process.wait(timeout=10) in (0, -signal.SIGTERM), "uvicorn ends as the signal would have"
+    assert server.process.wait(timeout=20) in (0, -signal.SIGTERM), "uvicorn ends as the signal would have"
     # On a slow machine there may be a warning among them that the loop was blocked.
     lines = [line.split("  ", 1)[1] for line in server.output.splitlines() if "  " in line]
     assert sorted(line for line in lines if line.startswith("archived")) == [

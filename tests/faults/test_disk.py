@@ -72,7 +72,7 @@ async def at_desk(store: SQLiteStore, statement: str) -> Any:
 
 
 async def eventually(holds: Callable[[], Any]) -> None:
-    with anyio.fail_after(10):
+    with anyio.fail_after(20):
         while not holds():
             await anyio.sleep(0.01)
 

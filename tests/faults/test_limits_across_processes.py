@@ -473,7 +473,7 @@ def test_the_slot_of_a_killed_holder_goes_to_the_one_who_waits_in_another_proces
         other.wait("second", "db")
         killed = time.monotonic_ns()
         one.kill()
-        assert other.hear("in", "second", timeout=5) > killed
+        assert other.hear("in", "second", timeout=20) > killed
         other.end("second")
 
 
@@ -488,7 +488,7 @@ def test_all_of_a_killed_process_s_block_is_free_also_what_it_did_not_use(url):
         for name in "efgh":
             other.tell("start", name, "db")
         for name in "efgh":
-            other.hear("in", name, timeout=5)
+            other.hear("in", name, timeout=20)
         for name in "efgh":
             other.end(name)
 
@@ -501,7 +501,7 @@ def test_a_process_that_is_killed_while_it_waits_holds_up_nobody_behind_it(url):
         third.wait("third", "db")
         other.kill()
         one.end("first")
-        third.hear("in", "third", timeout=5)
+        third.hear("in", "third", timeout=20)
         third.end("third")
 
 
@@ -527,7 +527,7 @@ def test_a_stopped_process_that_is_killed_loses_its_slot(url):
         other.wait("second", "db")
         one.process.send_signal(signal.SIGSTOP)
         one.kill()
-        other.hear("in", "second", timeout=5)
+        other.hear("in", "second", timeout=20)
         other.end("second")
 
 

@@ -242,7 +242,7 @@ async def test_a_run_whose_parent_has_ended_still_borrows_the_slot_under_which_i
         await inner()
 
     left: list[TaskFuture[Any]] = []
-    with anyio.fail_after(5):
+    with anyio.fail_after(20):
         async with Runtime(store=store, shutdown_timeout=0.1):
             await outer.submit()
             assert await left[1] == "second"
@@ -266,9 +266,9 @@ async def test_a_timed_body_that_its_executor_drops_ends_its_run():
     @task(task_runner=runner, timeout_seconds=10)
     def body() -> None:
         loop.call_soon(is_held.set)
-        may_end.wait(5)
+        may_end.wait(20)
 
-    with anyio.fail_after(5):
+    with anyio.fail_after(20):
         async with Runtime(store=MemoryStore()):
             body.submit()
             await is_held.wait()

@@ -115,7 +115,7 @@ async def test_whatever_a_stream_meets_nothing_is_lost_doubled_or_left(seed: int
     load = Load(seed)
     is_whole = False
     async with fresh() as runtime:
-        with anyio.fail_after(10):
+        with anyio.fail_after(20):
             async with anyio.create_task_group() as group:
 
                 async def use() -> None:

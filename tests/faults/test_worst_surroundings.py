@@ -97,7 +97,7 @@ async def test_an_async_hook_that_never_ends_is_ended_with_the_runtime_and_the_v
         begun.set()
         await anyio.sleep_forever()
 
-    with anyio.fail_after(5):
+    with anyio.fail_after(20):
         async with fresh(shutdown_timeout=0.01):
             future = task(on_completion=[hook])(lambda: "value").submit()
             await begun.wait()
@@ -192,13 +192,13 @@ def test_in_the_log_and_the_record_an_argument_that_breaks_is_told_by_its_type()
 
     def body(x: Any) -> None:
         begun.set()
-        go.wait(5)
+        go.wait(20)
 
     future = task(body).submit(Hostile(ValueError))
-    assert begun.wait(5)
+    assert begun.wait(20)
     assert future.run.record().parameters == {"x": "<Hostile whose repr raised ValueError>"}
     go.set()
-    assert future.result(timeout=5) is None
+    assert future.result(timeout=20) is None
 
 
 # -- numbers --------------------------------------------------------------------------------------------------------

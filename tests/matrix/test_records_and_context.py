@@ -190,9 +190,9 @@ def test_on_cancellation_is_called_when_a_run_is_cancelled(submitted: Any, pause
 
     hooks = [lambda task, run, state: told.append(state.name), hook]
     future = submitted.future(submitted.task(body, on_cancellation=hooks, on_failure=hooks, on_crashed=hooks), 1)
-    assert begun.wait(5)
+    assert begun.wait(20)
     future.cancel()
-    assert future.wait(5) is not None
+    assert future.wait(20) is not None
     submitted.close()
     assert told == ["Cancelled", "async Cancelled"]
 

@@ -212,9 +212,9 @@ def test_cancelled_through_its_future_a_run_ends_cancelled(submitted: Any, pause
     slow = submitted.future(submitted.task(lambda x: pause(30)), 1)
     future = slow if is_running else submitted.future(submitted.task(lambda x: x, retries=3), [slow])
     assert future.cancel("enough")
-    state = future.wait(5)
+    state = future.wait(20)
     slow.cancel()
-    assert slow.wait(5) is not None
+    assert slow.wait(20) is not None
     assert state is not None
     assert state.is_cancelled()
     assert state.message == "enough"

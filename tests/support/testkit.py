@@ -38,8 +38,8 @@ def fresh(**options: Any) -> Runtime:
 
 
 async def until(holds: Callable[[], Any]) -> None:
-    """Return once `holds()`; fail after 5 seconds."""
-    with anyio.fail_after(5):
+    """Return once `holds()`; fail after 20 seconds."""
+    with anyio.fail_after(20):
         while not holds():
             await anyio.sleep(0.001)
 
@@ -70,7 +70,7 @@ def on_terminal(*command: str | Path, columns: int = 130) -> str:
             pass
         finally:
             os.close(ours)
-        assert child.wait(timeout=10) == 0, written.decode()
+        assert child.wait(timeout=20) == 0, written.decode()
     text = re.sub(r"\x1b\[[0-9;]*m", "", written.decode())
     return text.replace("\r\n", "\n").replace("\r", "")
 
