@@ -5,6 +5,7 @@
    is told to home.
 3. A body is over when the runs that it has submitted are: nothing is left behind where nobody looks after it.
 4. Several bodies may be under way at once, also of several homes.
+5. The values of a generator are told as they come, a few at a time, and come again with its result, which is complete.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from .lines import Line, Slots
 from .logging import route_prints
 from .observers import flow_logger, task_logger
 from .options import Options
-from .parcels import SKIPPED, Context, arguments_in, failure, imported, result_of, taken_apart
+from .parcels import SKIPPED, YIELDED, Context, arguments_in, failure, imported, result_of, taken_apart
 from .relays import is_shared
-from .runs import NO_KWARGS, Run, current_run
+from .runs import NO_KWARGS, Run, Yielded, current_run
 from .scopes import Runtime, Scope, close_default, current_runtime, runtime_here
 from .settings import settings
 from .specs import TaskSpec
@@ -43,6 +44,53 @@ from .wires import Message
 #: How the body here tells its home; and how threads do that have no part in a body's context.
 _tell: ContextVar[Tell | None] = ContextVar("asynctask_tell", default=None)
 _strays: list[Tell] = []
+
+
+#: Seconds that values of a generator gather before they are told.
+GATHER = 0.005
+
+
+class ToldValues(Yielded):
+    """The values of a generator, each of which home hears of."""
+
+    __slots__ = ("_count", "_is_over", "_lock", "_tell", "_timer")
+
+    def __init__(self, tell: Tell) -> None:
+        super().__init__()
+        self._tell = tell
+        #: How many were told; what tells the others.
+        self._count = 0
+        self._timer: threading.Timer | None = None
+        self._is_over = False
+        self._lock = threading.Lock()
+
+    def add(self, value: Any) -> None:
+        with self._lock:
+            super().add(value)
+            if self._timer is None and not self._is_over:
+                self._timer = threading.Timer(GATHER, self._send)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def close(self) -> None:
+        """The body is over, and nothing may be told after its result."""
+        self._send()
+        with self._lock:
+            self._is_over = True
+            if self._timer is not None:
+                self._timer.cancel()
+
+    def _send(self) -> None:
+        with self._lock:
+            new = self.values[self._count :]
+            self._timer = None
+            if self._is_over or not new:
+                return
+            try:
+                self._tell([YIELDED, self._count, new])
+            except Exception:  # deliberate: nobody is there any more, or one cannot be pickled, as the result will say
+                self._is_over = True
+            self._count += len(new)
 
 
 class Stop:
@@ -269,6 +317,9 @@ class _Bodies:
             None if flow is None else flow.number, given_name, None, tuple(values), kwargs,
             journal=runtime.journal, flow=flow, inside=self._scope, is_submitted=True,
         )  # fmt: skip
+        tell = _tell.get()
+        if tell is not None and self._spec.is_generator:
+            run.yielded = ToldValues(tell)
         if self._lines:  # what the run holds at home, it may lend to those that its body calls here
             run.slots = Slots(runtime.limits, run, self._lines, granted=True)
         return run
@@ -288,6 +339,8 @@ class _Bodies:
             raise
         finally:
             current_run.reset(token)
+            if isinstance(run.yielded, ToldValues):
+                run.yielded.close()
             if outbox is not None:
                 outbox.stand_in = None
                 outbox.flush()

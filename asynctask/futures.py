@@ -184,7 +184,7 @@ def outcome(run: Run, raise_on_failure: bool = True) -> Any:
 
 
 def _complete(run: Run, yielded: Yielded) -> None:
-    """A generator is over: the values of a body in another process have all come at once, with its result.
+    """A generator is over: the last values of a body in another process may have come with its result alone.
 
     Raises as `outcome` does.
     """
@@ -192,8 +192,8 @@ def _complete(run: Run, yielded: Yielded) -> None:
         given = outcome(run)
     finally:
         del run
-    if not yielded.values:
-        yielded.values[:] = given
+    if len(yielded.values) < len(given):
+        yielded.values[:] = given  # in one step: others may be at it as well
 
 
 class _Values:

@@ -39,6 +39,9 @@ logger = logging.getLogger("asynctask")
 SETUP, FUNCTION, CALL, CALLS = 1, 2, 3, 4
 READY, LOG, DONE, FAILED, VALUE, SKIPPED = 11, 12, 13, 14, 15, 16
 
+#: What a body tells first where it tells values that it has yielded: no number of a run, nor the name of a logger.
+YIELDED = 0
+
 _LENGTH = struct.Struct("!I")
 #: Bytes up to which arguments go together with those of other calls, and a result by itself is plain.
 SMALL = 4096
@@ -322,12 +325,20 @@ def imported(module: str, name: str) -> Any:
 
 
 def deliver(call: Call, values: list[Any]) -> None:
-    """What a body tells: an entry to be kept with a run, or a record for the loggers here; or which runs it starts."""
+    """What a body tells: an entry to be kept with a run, or a record for the loggers here; or which runs it starts, or
+    values that it has yielded."""
     run = call.run
     if values[0] is None:
         if call.guests is None:
             call.guests = Guests(run)
         call.guests.heard(values[1], values[2])
+        return
+    if values[0] == YIELDED:
+        _, place, given = values
+        yielded = run.yielded
+        if yielded is not None and len(yielded.values) == place:  # what comes out of turn comes with the result
+            for value in given:
+                yielded.add(value)
         return
     if len(values) == 2:
         number, entry = values

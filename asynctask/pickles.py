@@ -4,6 +4,8 @@
    program as its own takes its own instead. With copies of them nothing that was kept would be equal to what it was: a
    dataclass, an enum and `isinstance` ask for the very class.
 2. What would come back as something else is refused.
+3. An exception is made anew without its own `__init__`: what that took is not what it passed on to `Exception`, and
+   only this does Python keep.
 """
 
 from __future__ import annotations
@@ -45,6 +47,27 @@ def fill(made: Any, kept: tuple[str, str, Callable[[Any, Any], Any], Any]) -> No
         fill_copy(made, state)
 
 
+def reduced_error(error: BaseException) -> Any:
+    """How to make an exception anew, for a pickle, if its class has an `__init__` and no way of its own (rule 3)."""
+    kind = type(error)
+    is_plain = isinstance(kind.__reduce__, types.MethodDescriptorType) and kind.__reduce_ex__ is object.__reduce_ex__
+    if not is_plain or not isinstance(kind.__init__, types.FunctionType):
+        return NotImplemented
+    reduced: Any = error.__reduce__()
+    return error_made, (kind, reduced[1]), *reduced[2:]
+
+
+def error_made(kind: type[BaseException], arguments: tuple[Any, ...]) -> BaseException:
+    """An exception with these arguments. Pickles that are kept name this function."""
+    made = kind.__new__(kind, *arguments)
+    for base in kind.__mro__:
+        begin = vars(base).get("__init__")
+        if begin is not None and not isinstance(begin, types.FunctionType):  # Python's own
+            begin(made, *arguments)
+            break
+    return made
+
+
 def _own(module: str, name: str) -> Any:
     """What this program calls so: as the script that it is, or having imported that."""
     found: Any = sys.modules.get("__main__" if module == main_module() else module)
@@ -63,6 +86,8 @@ def _pickler() -> Any:
     refused = dict.fromkeys((io.TextIOWrapper, memoryview), _refuse)
 
     def reducer_override(self: Any, value: Any) -> Any:
+        if isinstance(value, BaseException):
+            return reduced_error(value)
         reduced: Any = base.reducer_override(self, value)
         if reduced is NotImplemented or len(reduced) != 6 or value.__module__ not in MAIN:
             return reduced

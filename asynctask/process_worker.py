@@ -22,6 +22,7 @@ from .away import carry_out, learned, listen
 from .late import late
 from .parcels import CALL, CALLS, FUNCTION, LOG, READY, dumps, failure, loads
 from .progress import Progress
+from .runners import begin_in_worker
 from .scopes import close_default
 from .settings import settings
 from .specs import TaskSpec
@@ -49,6 +50,7 @@ def fork_workers() -> None:
 
 def _live(lifeline: int, wire: int, bell: int, page: int) -> None:
     threading.Thread(target=_end_with_parent, args=(lifeline,), name="asynctask-lifeline", daemon=True).start()
+    begin_in_worker()
     with socket.socket(fileno=wire) as home:
         worker = _Worker(home, bell, Progress(page))
         try:

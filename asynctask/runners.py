@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -33,6 +34,15 @@ T = TypeVar("T")
 #: Seconds after which an idle thread ends.
 IDLE_SECONDS = 5.0
 _numbers = itertools.count(1)
+#: Processes in a pool, unless its runner says so; and at most, in a worker, where any number of pools may be begun by
+#: bodies that submit bodies: two by each of two would be a thousand, ten levels down.
+_usual, _most = os.cpu_count() or 1, sys.maxsize
+
+
+def begin_in_worker() -> None:
+    """This process is a worker of a pool."""
+    global _most
+    _most = 1
 
 
 class ThreadPool(Executor):
@@ -196,7 +206,8 @@ class ProcessPoolTaskRunner:
     A timeout or a cancellation kills the process of the body, and no other. With the `start_method` "spawn" each worker
     is a new interpreter; with "forkserver" it is forked from a small one that the pool keeps, in 4 ms instead of 130.
     `initializer(*initargs)` is called in each before its first body; after `max_tasks_per_child` bodies a worker is
-    replaced. Arguments and results are pickled; functions that workers cannot import go by value.
+    replaced. Arguments and results are pickled; functions that workers cannot import go by value. In a worker, where
+    what a body submits to such a runner goes to a pool of that worker's own, each pool has one process.
     """
 
     def __init__(
@@ -251,7 +262,7 @@ class ProcessPoolTaskRunner:
             if self._pool is None:
                 self._server = late("fork_server").ForkServer() if self._is_forking else None
                 self._pool = late("process_pool").ProcessPool(
-                    self._max_workers or os.cpu_count() or 1,
+                    min(self._max_workers or _usual, _most),
                     functools.partial(late("parcels").setup_of, self._initializer, self._initargs),
                     self._max_calls,
                     self._server.start if self._is_forking else late("workers").Spawned,

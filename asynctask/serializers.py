@@ -289,8 +289,12 @@ def _by_reference(error: object) -> bytes:
     import io
     import pickle  # 4 ms, for who fails
 
+    class ByReference(pickle.Pickler):
+        def reducer_override(self, value: Any, /) -> Any:
+            return pickles.reduced_error(value) if isinstance(value, BaseException) else NotImplemented
+
     buffer = io.BytesIO()
-    pickler = pickle.Pickler(buffer, 5)
+    pickler = ByReference(buffer, 5)
     known: dict[Any, Any] = copyreg.dispatch_table
     pickler.dispatch_table = {kind: reduce for kind, reduce in known.items() if not issubclass(kind, BaseException)}
     pickler.dump(error)

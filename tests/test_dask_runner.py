@@ -63,6 +63,24 @@ async def test_a_run_waits_until_there_is_what_it_needs(address):
         assert (await never.wait_async()).is_cancelled()
 
 
+@task
+def one_after_another(folder: str) -> Iterator[int]:
+    for number in range(3):
+        while number and not os.path.exists(f"{folder}/{number - 1}"):
+            time.sleep(0.001)
+        yield number
+
+
+async def test_the_values_of_a_generator_are_there_while_it_runs(runner, tmp_path):
+    async with on(runner):
+        future = one_after_another.submit(str(tmp_path))
+        taken = []
+        async for value in future:
+            taken.append(value)
+            (tmp_path / str(value)).touch()
+        assert taken == await future == [0, 1, 2]
+
+
 async def test_no_body_goes_on_in_somebody_elses_cluster_when_the_runtime_is_left(runner, tmp_path, monkeypatch):
     monkeypatch.setattr(DaskClient, "_hear", lambda *_: None)  # as if it were left before that comes
     async with on(runner):

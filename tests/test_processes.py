@@ -6,15 +6,17 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import numpy
 import pytest
 
@@ -72,6 +74,105 @@ async def test_sync_and_async_bodies_and_generators_run_in_another_process(start
         assert not runtime.runs
 
 
+@task
+def waiting(folder: str, count: int) -> Iterator[int]:
+    """Each value is given only when the one before has arrived."""
+    for number in range(count):
+        while number and not has_arrived(folder, number - 1):
+            time.sleep(0.001)
+        yield number
+
+
+@task
+async def async_waiting(folder: str, count: int) -> AsyncIterator[int]:
+    for number in range(count):
+        while number and not has_arrived(folder, number - 1):
+            await anyio.sleep(0.001)
+        yield number
+
+
+def has_arrived(folder: str, number: int) -> bool:
+    return Path(folder, str(number)).exists()
+
+
+def arrived(folder: str, number: int) -> None:
+    Path(folder, str(number)).touch()
+
+
+@pytest.mark.parametrize("body", [waiting, async_waiting], ids=["sync", "async"])
+async def test_the_values_of_a_generator_are_there_while_it_runs(body, tmp_path):
+    def in_plain_code(future: Any, folder: str) -> list[int]:
+        taken = []
+        for value in future:
+            taken.append(value)
+            arrived(folder, value)
+        return taken
+
+    first, second = str(tmp_path), tempfile.mkdtemp(dir=tmp_path)
+    async with on_processes():
+        future = body.submit(first, 4)
+        taken = []
+        async for value in future:
+            taken.append(value)
+            arrived(first, value)
+        assert taken == await future == [0, 1, 2, 3]
+        assert [value async for value in future] == taken, "once more, from the start"
+        future = body.submit(second, 2)
+        assert await anyio.to_thread.run_sync(in_plain_code, future, second) == [0, 1]
+
+
+@task
+def first_some(count: int, then: str) -> Iterator[Any]:
+    yield from range(count)
+    if then == "fail":
+        raise LookupError("after the last")
+    if then == "give what cannot be sent":
+        yield threading.Lock()
+
+
+async def take(future: Any, taken: list[Any]) -> None:
+    async for value in future:
+        taken.append(value)
+
+
+async def test_many_values_of_a_generator_are_complete_and_end_as_it_does():
+    async with on_processes():
+        assert [value async for value in first_some.submit(20_000, "end")] == list(range(20_000))
+        for then, error in (("fail", LookupError), ("give what cannot be sent", TypeError)):
+            future = first_some.with_options(retries=1).submit(300, then)
+            taken = []
+            with pytest.raises(error):
+                await take(future, taken)
+            assert taken == list(range(300)) or then != "fail"
+            assert future.run.run_count == 1 or then != "fail", "who has taken some is not to get them again"
+        assert await squares.submit(3) == [0, 1, 4]
+
+
+class Refusal(Exception):
+    def __init__(self, who: str, *, code: int) -> None:
+        super().__init__(f"{who} was refused")
+        self.code = code
+
+
+async def test_an_exception_is_of_its_class_at_home_whatever_its_class_takes_to_make_one():
+    class Local(Refusal):
+        pass
+
+    def refuse(kind: type[Refusal], together: bool) -> None:
+        error = kind("somebody", code=7)
+        raise ExceptionGroup("several", [error, ValueError()]) if together else error
+
+    async with on_processes():
+        refusing = task(refuse, name="refusing")
+        for kind in (Refusal, Local):
+            with pytest.raises(kind) as one:
+                await refusing.submit(kind, False)
+            assert (str(one.value), one.value.code) == ("somebody was refused", 7)
+        with pytest.raises(ExceptionGroup) as several:
+            await refusing.submit(Refusal, True)
+        assert [type(error) for error in several.value.exceptions] == [Refusal, ValueError]
+
+
 async def test_lambdas_closures_and_local_classes_travel():
     offset = 5
 
@@ -86,6 +187,17 @@ async def test_lambdas_closures_and_local_classes_travel():
         pair = await make.submit(3)
         assert isinstance(pair, Pair)
         assert pair.a == 3
+
+
+async def test_bodies_that_submit_to_processes_again_and_again_do_not_start_more_at_each_level():
+    @task(task_runner=ProcessPoolTaskRunner(2))
+    def split(depth: int) -> set[int]:
+        halves = split.map([depth - 1] * 2).result() if depth else []
+        return {os.getpid()}.union(*halves)
+
+    async with on_processes(2):
+        pids = await split.submit(4)
+    assert 5 <= len(pids) <= 10, "two at the top, and one below each worker; not 31"
 
 
 @pytest.mark.parametrize("kind", [ProcessPoolTaskRunner, ThreadPoolTaskRunner])

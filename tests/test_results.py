@@ -243,6 +243,11 @@ class Own(Exception):
         self.code = code
 
 
+class OfThisProcess(Own):
+    def __reduce__(self) -> Any:
+        raise TypeError("stays here")
+
+
 async def test_the_exception_of_a_run_that_kept_failing_is_raised_again(store):
     @task(persist_result=True, retries=1)
     async def fails() -> None:
@@ -255,15 +260,26 @@ async def test_the_exception_of_a_run_that_kept_failing_is_raised_again(store):
         assert len(await client.read_cache()) == 1
 
 
-async def test_an_exception_that_does_not_pickle_is_described(store):
+async def test_an_exception_whose_class_takes_more_than_it_passes_on_is_kept(store):
     @task(persist_result=True)
     async def fails() -> None:
         raise Own(7, "no")
 
     async with Runtime(store=store):
-        with pytest.raises(FailedRun, match=r"Own: 7: no") as caught:
+        with pytest.raises(Own, match=r"7: no") as caught:
             await kept_value(fails)
-        assert 'raise Own(7, "no")' in "".join(caught.value.__notes__)
+        assert caught.value.code == 7
+
+
+async def test_an_exception_that_does_not_pickle_is_described(store):
+    @task(persist_result=True)
+    async def fails() -> None:
+        raise OfThisProcess(7, "no")
+
+    async with Runtime(store=store):
+        with pytest.raises(FailedRun, match=r"OfThisProcess: 7: no") as caught:
+            await kept_value(fails)
+        assert 'raise OfThisProcess(7, "no")' in "".join(caught.value.__notes__)
 
 
 async def test_a_run_that_kept_no_exception_says_so(store):

@@ -266,10 +266,21 @@ class KeywordOnly(Exception):
 
 
 class Adding(Exception):
-    """Pickling it succeeds, and gives another one: its message grows each time."""
+    """Made anew as Python does it, it is another one: its message grows each time."""
 
     def __init__(self, message: str, more: str = "!") -> None:
         super().__init__(message + more)
+
+
+class Refused(ConnectionError):
+    def __init__(self, host: str) -> None:
+        super().__init__(111, "Connection refused", host)
+        self.host = host
+
+
+class Undecodable(UnicodeDecodeError):
+    def __init__(self, data: bytes) -> None:
+        super().__init__("utf-8", data, 0, len(data), "invalid")
 
 
 class ReduceRaises(Exception):
@@ -352,9 +363,6 @@ def surrogates() -> Exception:
 
 
 HOSTILE: dict[str, tuple[Callable[[], BaseException], str]] = {
-    "two arguments, one kept": (lambda: TwoArguments("boom", "bang"), "TwoArguments: boom and bang"),
-    "made by keyword only": (lambda: KeywordOnly(why="boom"), "KeywordOnly: boom"),
-    "another message each time": (lambda: Adding("boom"), "Adding: boom!"),
     "__reduce__ raises": (lambda: ReduceRaises("boom"), "ReduceRaises: boom"),
     "__reduce__ makes another": (lambda: ReducesToAnother("boom"), "ReducesToAnother: boom"),
     "a lambda and a lock on it": (with_lambda, "ValueError: boom"),
@@ -407,6 +415,12 @@ def test_a_hostile_error_that_was_raised_keeps_its_traceback(kind: str) -> None:
         OSError(2, "No such file", "name"),
         UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"),
         ExceptionGroup("two", [ValueError("one"), TypeError("two")]),
+        TwoArguments("boom", "bang"),
+        KeywordOnly(why="boom"),
+        Adding("boom"),
+        Refused("localhost"),
+        Undecodable(b"\xff"),
+        ExceptionGroup("of such", [TwoArguments("boom", "bang"), Adding("boom")]),
         FailedRun("ours"),
         ValueError(),
     ],

@@ -53,16 +53,17 @@ def bench(
     """Measure a task, flow, function or scenario under load.
 
     Each load is measured on each runner and each event loop, several times, by turns, in processes of their own. The
-    exit code is 0; 1 if a round fails, or something is worse than --fail-over allows; 2 for wrong use.
+    exit code is 0; 1 if a round fails, or something is worse than --fail-over allows; 2 for wrong use, or
+    if --fail-over could judge nothing.
 
     Args:
         target: FILE.py:NAME or module:name, of a task, a flow, a function or a Scenario.
         concurrency: Numbers of clients that call again when their call is over, such as 1,8,64 (the default).
         rate: Calls a second that come whatever became of those before, such as 100,500.
         arrivals: Whether these come at random or at even distances.
-        duration: Seconds that are measured in each round.
-        warmup: Seconds before, which do not count.
-        repeats: How many rounds each line has.
+        duration: Seconds that are measured in each round, 5 if nothing is said.
+        warmup: Seconds before, which do not count: 1.
+        repeats: How many rounds each line has: 3.
         arg: A value for a parameter, as name=value; as often as needed. The value is JSON or text.
         runner: Where bodies run: loop, threads, processes, or several.
         loop: The event loop: asyncio, uvloop, trio, or several.
@@ -109,10 +110,21 @@ def bench(
         _write(json, report.to_json().decode())
     if html is not None:
         _write(html, page(report, changes))
-    is_worse = allowed is not None and any(one.is_worse_by(allowed) for one in changes)
-    if is_worse:
-        note(f"asynctask: something is worse by more than {fail_over}, beyond the noise")
-    return code or int(is_worse)
+    return code or (0 if allowed is None else _judged(changes, allowed))
+
+
+def _judged(changes: list[Change], allowed: float) -> int:
+    """The exit code for these changes, said if it is not 0."""
+    if any(one.is_worse_by(allowed) for one in changes):
+        note(f"asynctask: something is worse by more than {100 * allowed:g}%, beyond the noise")
+        return 1
+    if all(one.verdict == "unknown" for one in changes):
+        note(
+            "asynctask: --fail-over could judge nothing: it takes lines that both reports have, and two rounds or more "
+            "of each in both (--repeats)"
+        )
+        return 2
+    return 0
 
 
 def _run(measurement: Measurement) -> int:

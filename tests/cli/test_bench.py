@@ -182,8 +182,12 @@ def test_a_comparison_says_what_changed_and_fails_past_what_is_allowed(here, wor
     only_told = here("bench", "works.py:nap", *brief, "--compare", "fast.json")
     assert only_told.code == 0, "without --fail-over a change is told, no more"
     other = here("bench", "works.py:nap", *BRIEF[:-1], "5", "--compare", "fast.json", "--fail-over", "10%")
-    assert other.code == 0
+    assert other.code == 2, "who asks whether it is worse is not told that it is not"
     assert "nothing to compare: the reports have no line in common" in other.out
+    assert "--fail-over could judge nothing" in other.err
+    once = here("bench", "works.py:nap", *brief[:-1], "1", "--compare", "fast.json", "--fail-over", "10%")
+    assert once.code == 2
+    assert "--fail-over could judge nothing" in once.err
 
 
 def test_ctrl_c_tears_down_leaves_no_process_and_shows_what_there_is(works):
