@@ -24,7 +24,7 @@ from uuid import UUID
 import aiosqlite
 
 from ..clocks import Clock
-from ..errors import ObjectNotFound, StoreError
+from ..errors import ObjectNotFound, StoreBusy, StoreError
 from ..flights import Flights
 from ..limit_records import LimitRecord
 from ..limits import Limits
@@ -47,8 +47,9 @@ from .slots_table import SlotsTable
 
 logger = logging.getLogger("asynctask")
 
-#: Seconds that a closing store goes on trying to write what waits.
-LAST_SECONDS = 10.0
+#: Seconds that a closing store goes on trying to write what waits: where others have locked it, and where the reason is
+#: none that passes by itself, such as a folder that is not there.
+LAST_SECONDS, HOPELESS_SECONDS = 10.0, 0.5
 #: Seconds between two looks at what is to be pruned.
 PRUNE_EVERY = 600.0
 #: Runs that are pruned between two batches, in 0.1 s, and seconds until the next so many: a million at once would
@@ -221,9 +222,12 @@ class SQLiteStore:
             self.limits.is_known = True
 
     async def _write_the_rest(self) -> None:
-        end = time.monotonic() + LAST_SECONDS  # real seconds: a virtual clock stands still
+        began = time.monotonic()  # real seconds: a virtual clock stands still
         pause = 0.05
-        while not await self._recorder.try_to_write(young=True) and time.monotonic() + pause < end:
+        while not await self._recorder.try_to_write(young=True):
+            is_locked = isinstance(self._recorder.failure, StoreBusy)
+            if time.monotonic() + pause > began + (LAST_SECONDS if is_locked else HOPELESS_SECONDS):
+                break
             await asyncio.sleep(pause)
             pause *= 2
         if self._recorder.failure is not None:

@@ -536,3 +536,14 @@ async def test_a_store_that_is_busy_says_so_by_the_type_of_its_error(path):
             with pytest.raises(StoreBusy):
                 await runtime.flush()
             fcntl.flock(other, fcntl.LOCK_UN)
+
+
+@pytest.mark.parametrize("hopeless", ["no database", "no folder"])
+async def test_closing_does_not_wait_long_where_no_waiting_will_help(tmp_path, caplog, monkeypatch, hopeless):
+    monkeypatch.setattr(sqlite, "LAST_SECONDS", 600.0)
+    (tmp_path / "file").write_bytes(b"garbage" * 1000)
+    path = tmp_path / "file" if hopeless == "no database" else tmp_path / "file" / "runs.db"
+    with anyio.fail_after(20):
+        async with Runtime(store=SQLiteStore(path)):
+            await double(1)
+    assert "1 runs of this process could not be recorded" in told(caplog)[-1]
