@@ -579,7 +579,7 @@ def test_async_works_have_no_line_for_threads_and_a_note_instead():
     report = measure(call, concurrency=[1], runner=["loop", "threads"], **BRIEF)
     assert [one.cell.runner for one in report.cells] == ["loop"]
     assert report.notes == ["call is async: its body runs on the event loop, not on threads"]
-    with pytest.raises(BenchmarkError, match="call is async: its bodies run on the event loop"):
+    with pytest.raises(OptionError, match="call is async: its bodies run on the event loop"):
         measure(call, concurrency=[1], runner=["threads"], **BRIEF)
 
 

@@ -23,7 +23,7 @@ from typing import IO, Any, Protocol
 import msgspec
 
 from ..clocks import Clock
-from ..errors import BenchmarkError
+from ..errors import BenchmarkError, OptionError
 from ..pickles import dumps
 from ..settings import settings
 from ..specs import main_module
@@ -78,10 +78,14 @@ class Measurement:
         args: Sequence[str] = (),
         shown_args: dict[str, str] | None = None,
     ) -> None:
-        """`target` is where children find the scenario, with arguments `args`; without one it is pickled for them."""
+        """`target` is where children find the scenario, with arguments `args`; without one it is pickled for them.
+
+        Raises `OptionError` for cells that cannot be.
+        """
         self.cells = [cell for cell in cells if is_possible(cell, scenario)]
         if not self.cells:
-            raise BenchmarkError(f"{scenario.name} is async: its bodies run on the event loop, never on threads")
+            told = f"{scenario.name} is async: its bodies run on the event loop, never on threads"
+            raise OptionError(f"{told}; measure it on loop")
         self.plan = plan
         self.notes = notes_on(list(cells), scenario)
         self._scenario = scenario

@@ -126,6 +126,7 @@ def test_what_fails_is_in_the_table_and_the_exit_code_is_that_of_the_measurement
         (["works.py:nap", "--loop", "gevent"], "there is no event loop 'gevent'; there are: asyncio, uvloop, trio"),
         (["works.py:nap", "--runner", "loop,,threads"], "--runner must be names with commas between them"),
         (["works.py:nap", "--duration", "0"], "duration must be a number above 0, not 0"),
+        (["works.py:nap", "--runner", "threads"], "nap is async: its bodies run on the event loop, never on threads"),
         (["works.py:nap", "--fail-over", "10%"], "--fail-over needs something to compare with"),
         (["works.py:nap", "--compare", "x.json", "--fail-over", "much"], "--fail-over must be a share such as 10%"),
         (["works.py:nap", "--compare", "none.json"], "the report 'none.json' cannot be read"),
