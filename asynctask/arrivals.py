@@ -89,6 +89,10 @@ class Arrivals:
 
     async def wait(self, end: float | None) -> bool:
         """The same on an event loop."""
+        if not self.is_enough and not self._is_checked:
+            self._is_checked = True
+            for run in list(self._registered):
+                loops.refuse_left_behind(run)
         while not self.is_enough:
             waker = loops.here().waker()
             self._wake = waker.wake

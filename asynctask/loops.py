@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import math
+import os
 import sys
 import threading
 from collections import deque
@@ -19,6 +20,9 @@ from contextvars import Context, ContextVar
 from functools import partial
 from types import CoroutineType, FrameType, coroutine
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from .errors import BlockingWaitError
+from .runs import Run
 
 if TYPE_CHECKING:
     import asyncio
@@ -52,6 +56,8 @@ class EventLoop(Protocol):
     """A running event loop, known by what we need of it."""
 
     backend: str
+    #: The process that runs it: a forked child has a copy that nobody runs.
+    pid: int
 
     def is_here(self) -> bool:
         """Whether this loop is running in the current thread, and this code under it."""
@@ -107,7 +113,7 @@ class _AsyncioWaker:
 class AsyncioLoop:
     """An asyncio event loop, uvloop's included."""
 
-    __slots__ = ("_is_posted", "_loop", "_mail", "_running", "_task_type")
+    __slots__ = ("_is_posted", "_loop", "_mail", "_running", "_task_type", "pid")
     backend = "asyncio"
     begins_early = True
 
@@ -119,6 +125,7 @@ class AsyncioLoop:
         #: Calls from other threads, delivered together: each `call_soon_threadsafe` is a system call.
         self._mail: deque[Callable[[], object]] = deque()
         self._is_posted = False
+        self.pid = os.getpid()
 
     def new_future(self) -> asyncio.Future[None]:
         return self._loop.create_future()
@@ -213,12 +220,13 @@ class _TrioWaker:
 class TrioLoop:
     """A trio run. Children are system tasks: they belong to a scope of ours, not to a nursery of the user's."""
 
-    __slots__ = ("_token",)
+    __slots__ = ("_token", "pid")
     backend = "trio"
     begins_early = False
 
     def __init__(self, token: trio.lowlevel.TrioToken) -> None:
         self._token = token
+        self.pid = os.getpid()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, TrioLoop) and other._token is self._token
@@ -333,6 +341,15 @@ def here() -> EventLoop:
     loop = current_loop()
     assert loop is not None, "called outside any event loop"
     return loop
+
+
+def refuse_left_behind(run: Run) -> None:
+    """Raise `BlockingWaitError` if `run` is one of our parent's: a fork takes no loop along that would end it."""
+    if run.home is not None and run.home.pid != os.getpid():
+        raise BlockingWaitError(
+            f"run {run.name!r} was submitted in the process that this one was forked from, and ends there; "
+            f"wait for it there, or submit it here as well"
+        )
 
 
 def strand_here() -> object:
