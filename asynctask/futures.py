@@ -67,7 +67,7 @@ class TaskFuture(Handle, Generic[R], eq=False):
         def call() -> None:
             try:
                 fn(self)
-            except Exception:
+            except BaseException:  # deliberate: told in the log; an exit would end the loop, and leave others who wait
                 logger.exception("Callback %r of run %r raised", fn, self.run.name)
 
         self.run.when_settled(call)

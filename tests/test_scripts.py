@@ -465,3 +465,61 @@ def test_a_run_of_the_parent_is_not_waited_for_in_a_forked_child(script):
     )
     why = " that this one was forked from, and ends there; wait for it there, or submit it here as well"
     assert out == ["0", *[why] * 6, "1"]
+
+
+def test_an_exit_raised_in_a_done_callback_is_logged_and_everybody_else_is_told(script):
+    out, err = script(
+        """
+        import sys, threading
+        from asynctask import task
+
+        go = threading.Event()
+
+        @task
+        def work():
+            go.wait()
+            return 1
+
+        future = work.submit()
+        future.add_done_callback(lambda future: sys.exit(3))
+        future.add_done_callback(lambda future: print("told"))
+        go.set()
+        print(future.result(timeout=20), work.submit().result(timeout=20))
+        """
+    )
+    assert sorted(out) == ["1 1", "told"]
+    assert "Callback" in err
+    assert "SystemExit: 3" in err
+
+
+def test_an_exit_in_a_task_of_asyncios_own_ends_the_loop_in_a_thread_and_the_next_run_gets_another(script):
+    out, _ = script(
+        """
+        import asyncio, sys, threading
+        from asynctask import task
+
+        threading.excepthook = lambda args: print(args.exc_type.__name__, flush=True)
+
+        @task
+        async def exits():
+            async def inner():
+                sys.exit(3)
+            await asyncio.create_task(inner())
+
+        @task
+        async def work():
+            return 1
+
+        loop_thread = []
+
+        @task
+        async def where():
+            loop_thread.append(threading.current_thread())
+
+        where.submit().result(timeout=20)
+        print(exits.submit().wait(timeout=20).name, flush=True)
+        loop_thread[0].join()
+        print(work.submit().result(timeout=20))
+        """
+    )
+    assert sorted(out) == ["1", "Crashed", "SystemExit"]
