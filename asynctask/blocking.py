@@ -163,6 +163,7 @@ def block_until_settled(run: Run, timeout: float | None, instead: str) -> bool:
     """
     if run.is_settled:
         return True
+    loops.refuse_left_behind(run)
     refuse_to_hang(run, instead)
     ready = threading.Event()
     run.when_settled(ready.set)
@@ -192,7 +193,6 @@ def block_until_granted(limits: Limits, slots: Slots, seconds: float | None = No
 
 def refuse_to_hang(run: Run, instead: str) -> None:
     """Raise `BlockingWaitError` if a blocking wait for `run` in this thread could only hang."""
-    loops.refuse_left_behind(run)
     if run.home is not None and run.home.is_here():
         raise BlockingWaitError(
             f"waiting for run {run.name!r} here would block the event loop that has to run it; {instead}"

@@ -344,8 +344,17 @@ def here() -> EventLoop:
 
 
 def refuse_left_behind(run: Run) -> None:
-    """Raise `BlockingWaitError` if `run` is one of our parent's: a fork takes no loop along that would end it."""
-    if run.home is not None and run.home.pid != os.getpid():
+    """Raise `BlockingWaitError` if nobody will end `run`: a fork took its loop along as a copy, or it was closed."""
+    home: EventLoop | None = run.home
+    if home is None:
+        return
+    # A loop of trio's ends all that it runs. One of asyncio's does so by `asyncio.run`, and not by `loop.close()`.
+    if home.backend == "asyncio" and home.is_closed() and not run.is_settled:
+        raise BlockingWaitError(
+            f"run {run.name!r} will never end: its event loop was closed under it; "
+            f"await it before that, or use `asyncio.run`, which cancels what is left"
+        )
+    if home.pid != os.getpid():
         raise BlockingWaitError(
             f"run {run.name!r} was submitted in the process that this one was forked from, and ends there; "
             f"wait for it there, or submit it here as well"

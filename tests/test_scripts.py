@@ -523,3 +523,33 @@ def test_an_exit_in_a_task_of_asyncios_own_ends_the_loop_in_a_thread_and_the_nex
         """
     )
     assert sorted(out) == ["1", "Crashed", "SystemExit"]
+
+
+def test_a_run_whose_loop_was_closed_under_it_is_not_waited_for(script):
+    out, _ = script(
+        """
+        import asyncio
+        from asynctask import task
+        from asynctask.errors import BlockingWaitError
+
+        @task
+        async def work():
+            await asyncio.sleep(30)
+
+        async def start():
+            return work.submit()
+
+        async def awaited(future):
+            await future
+
+        loop = asyncio.new_event_loop()
+        future = loop.run_until_complete(start())
+        loop.close()
+        for wait in (future.result, future.wait, lambda: asyncio.run(awaited(future))):
+            try:
+                wait()
+            except BlockingWaitError as error:
+                print(str(error).partition(";")[0].partition("will")[2])
+        """
+    )
+    assert out == [" never end: its event loop was closed under it"] * 3
