@@ -77,6 +77,7 @@ class Arrivals:
         if not self.is_enough and not self._is_checked:
             self._is_checked = True  # once is enough: no run moves to another loop
             for run in list(self._registered):
+                loops.refuse_left_behind(run)
                 refuse_to_hang(run, instead)
         while not self.is_enough:
             ready = threading.Event()
@@ -89,6 +90,10 @@ class Arrivals:
 
     async def wait(self, end: float | None) -> bool:
         """The same on an event loop."""
+        if not self.is_enough and not self._is_checked:
+            self._is_checked = True
+            for run in list(self._registered):
+                loops.refuse_left_behind(run)
         while not self.is_enough:
             waker = loops.here().waker()
             self._wake = waker.wake

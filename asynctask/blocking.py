@@ -163,6 +163,7 @@ def block_until_settled(run: Run, timeout: float | None, instead: str) -> bool:
     """
     if run.is_settled:
         return True
+    loops.refuse_left_behind(run)
     refuse_to_hang(run, instead)
     ready = threading.Event()
     run.when_settled(ready.set)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Iterator
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar, Unpack, cast, overload
@@ -53,10 +54,28 @@ def keep_results(spec: TaskSpec) -> None:
     late("results").prepare(spec)
 
 
+class _BoundSignature:
+    """What `inspect.signature` asks for first: of a task that is bound, the parameters that a caller has to give.
+
+    Where there is none, as for every other, it asks the function.
+    """
+
+    def __get__(self, definition: Definition[Any] | None, owner: type) -> inspect.Signature:
+        if definition is None or not definition._bound:  # pyright: ignore[reportPrivateUsage]
+            raise AttributeError("__signature__")
+        signature = definition.spec.signature
+        given = len(definition._bound)  # pyright: ignore[reportPrivateUsage]
+        first = next(iter(signature.parameters.values()), None)
+        if first is None or first.kind is first.VAR_POSITIONAL:
+            return signature
+        return signature.replace(parameters=list(signature.parameters.values())[given:])
+
+
 class Definition(Generic[P]):
     """A decorated function: what tasks and flows have in common."""
 
     what = "task"
+    __signature__ = _BoundSignature()
 
     def __init__(self, fn: Any, given: dict[str, Any], bound: tuple[Any, ...] = ()) -> None:
         self._function = fn
@@ -82,6 +101,23 @@ class Definition(Generic[P]):
         self.__isabstractmethod__ = bool(getattr(plain, "__isabstractmethod__", False))
         if options.log_prints or values.logging_log_prints:
             route_prints()
+
+    @property
+    def _is_coroutine(self) -> object:
+        """The mark that `asyncio.iscoroutinefunction` looks for, by which web frameworks judge before Python 3.12."""
+        is_coroutine = self.spec.is_async and not self.spec.is_generator
+        return getattr(sys.modules.get("asyncio.coroutines"), "_is_coroutine", None) if is_coroutine else None
+
+    def __eq__(self, other: object) -> bool:
+        """The same method of the same object is equal each time that it is looked up, as Python's own methods are."""
+        if self is other or not isinstance(other, Definition):
+            return self is other
+        mine, others = self._bound, other._bound
+        is_of_same = self.spec is other.spec and len(mine) == len(others) > 0
+        return is_of_same and all(one is another for one, another in zip(mine, others, strict=True))
+
+    def __hash__(self) -> int:
+        return hash(tuple(map(object.__hash__, (self.spec, *self._bound)))) if self._bound else object.__hash__(self)
 
     @property
     def name(self) -> str:

@@ -86,6 +86,9 @@ class Forked:
             self._leash.close()
         return how
 
+    def begin_in_child(self) -> None:
+        self._leash.close()
+
 
 class ForkServer:
     """Starts workers, from any thread. The server is started when it is needed, and again if somebody killed it."""
@@ -132,6 +135,13 @@ class ForkServer:
             return f"could not be started: {text_of(error)}" if process is None else ending(process.wait(1.0))
         except subprocess.TimeoutExpired:
             return "did not answer"
+
+    def begin_in_child(self) -> None:
+        """In a forked child, which holds it no longer."""
+        if self._control is not None:
+            self._control.close()
+        if self._process is not None:
+            self._process.returncode = 0  # it is no child of this process, which is not to be warned of it
 
     def close(self) -> None:
         """End the server. Workers that are left are killed."""

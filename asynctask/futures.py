@@ -67,7 +67,7 @@ class TaskFuture(Handle, Generic[R], eq=False):
         def call() -> None:
             try:
                 fn(self)
-            except Exception:
+            except BaseException:  # deliberate: told in the log; an exit would end the loop, and leave others who wait
                 logger.exception("Callback %r of run %r raised", fn, self.run.name)
 
         self.run.when_settled(call)
@@ -113,6 +113,7 @@ class TaskFuture(Handle, Generic[R], eq=False):
 
     async def _settled(self, target: Run | None) -> None:
         run = self.run
+        loops.refuse_left_behind(run)
         with lending(target):
             waker = loops.here().waker()
             run.when_settled(waker.wake)
@@ -242,6 +243,7 @@ class _Woken:
         self._taken = taken
 
     def __enter__(self) -> None:
+        loops.refuse_left_behind(self._run)
         self._yielded.waiters.append(self._wake)
         self._run.when_settled(self._wake)
         if len(self._yielded.values) > self._taken:  # it may have come between the last look and the registration

@@ -87,7 +87,7 @@ def _routed_print(*values: object, **options: Any) -> None:
     sep = options.get("sep")
     token = _is_routing.set(True)
     try:
-        logger.info("%s", (" " if sep is None else sep).join(map(str, values)))
+        logger.info("%s", (" " if sep is None else sep).join(map(str, values)), stacklevel=2)  # where `print` is called
     finally:
         _is_routing.reset(token)
     if not (logger.isEnabledFor(INFO) and logger.hasHandlers()):  # nobody listens: a print that vanished would be worse

@@ -38,6 +38,10 @@ class LoopThread:
         self._ready.set()
         await self._stop.wait()
 
+    def is_alive(self) -> bool:
+        """Whether its loop runs: an exit that is raised in a task of the user's own ends it."""
+        return self._thread.is_alive()
+
     def stop(self, timeout: float | None = None) -> None:
         """End the loop, cancelling what still runs on it, and join the thread."""
         self._stop.wake()
@@ -59,7 +63,7 @@ class LoopThreads:
         """The loop for all runs that have no other."""
         with self._lock:
             thread = self._own.get(backend)
-            if thread is None:
+            if thread is None or not thread.is_alive():
                 thread = self._own[backend] = self._new(backend)
             return thread.loop
 
@@ -67,7 +71,7 @@ class LoopThreads:
         """A loop for one sync flow alone; `give` takes it back."""
         with self._lock:
             for thread in self._spare:
-                if thread.loop.backend == backend:
+                if thread.loop.backend == backend and thread.is_alive():
                     self._spare.remove(thread)
                     return thread
             return self._new(backend)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import math
+import os
 import sys
 import threading
 from collections import deque
@@ -19,6 +20,9 @@ from contextvars import Context, ContextVar
 from functools import partial
 from types import CoroutineType, FrameType, coroutine
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from .errors import BlockingWaitError
+from .runs import Run
 
 if TYPE_CHECKING:
     import asyncio
@@ -52,6 +56,8 @@ class EventLoop(Protocol):
     """A running event loop, known by what we need of it."""
 
     backend: str
+    #: The process that runs it: a forked child has a copy that nobody runs.
+    pid: int
 
     def is_here(self) -> bool:
         """Whether this loop is running in the current thread, and this code under it."""
@@ -107,7 +113,7 @@ class _AsyncioWaker:
 class AsyncioLoop:
     """An asyncio event loop, uvloop's included."""
 
-    __slots__ = ("_is_posted", "_loop", "_mail", "_running", "_task_type")
+    __slots__ = ("_is_posted", "_loop", "_mail", "_running", "_task_type", "pid")
     backend = "asyncio"
     begins_early = True
 
@@ -119,6 +125,7 @@ class AsyncioLoop:
         #: Calls from other threads, delivered together: each `call_soon_threadsafe` is a system call.
         self._mail: deque[Callable[[], object]] = deque()
         self._is_posted = False
+        self.pid = _pid
 
     def new_future(self) -> asyncio.Future[None]:
         return self._loop.create_future()
@@ -213,12 +220,13 @@ class _TrioWaker:
 class TrioLoop:
     """A trio run. Children are system tasks: they belong to a scope of ours, not to a nursery of the user's."""
 
-    __slots__ = ("_token",)
+    __slots__ = ("_token", "pid")
     backend = "trio"
     begins_early = False
 
     def __init__(self, token: trio.lowlevel.TrioToken) -> None:
         self._token = token
+        self.pid = _pid
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, TrioLoop) and other._token is self._token
@@ -285,6 +293,10 @@ _known: tuple[asyncio.AbstractEventLoop | None, AsyncioLoop | None] = (None, Non
 _known_trio: tuple[trio.lowlevel.TrioToken | None, TrioLoop | None] = (None, None)
 #: A look-up less at each submit.
 _modules = sys.modules
+#: Of this process; to ask the system takes each wait 0.1 us.
+_pid = os.getpid()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: globals().update(_pid=os.getpid()))
 
 
 def current_loop() -> EventLoop | None:
@@ -333,6 +345,24 @@ def here() -> EventLoop:
     loop = current_loop()
     assert loop is not None, "called outside any event loop"
     return loop
+
+
+def refuse_left_behind(run: Run) -> None:
+    """Raise `BlockingWaitError` if nobody will end `run`: a fork took its loop along as a copy, or it was closed."""
+    home: EventLoop | None = run.home
+    if home is None:
+        return
+    # A loop of trio's ends all that it runs. One of asyncio's does so by `asyncio.run`, and not by `loop.close()`.
+    if home.backend == "asyncio" and home.is_closed() and not run.is_settled:
+        raise BlockingWaitError(
+            f"run {run.name!r} will never end: its event loop was closed under it; "
+            f"await it before that, or use `asyncio.run`, which cancels what is left"
+        )
+    if home.pid != _pid:
+        raise BlockingWaitError(
+            f"run {run.name!r} was submitted in the process that this one was forked from, and ends there; "
+            f"wait for it there, or submit it here as well"
+        )
 
 
 def strand_here() -> object:

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -395,3 +396,18 @@ class ProcessPool:
         self._refuse(left)
         for thread in threads:
             thread.join(END_SECONDS)
+
+    def begin_in_child(self) -> None:
+        """In a forked child: let go of the workers, which are its parent's; else they would outlive that."""
+        for worker in list(self._workers):
+            worker.begin_in_child()
+
+
+def _begin_anew() -> None:
+    """In a forked child: a thread that was left behind may have held it."""
+    global _changing
+    _changing = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any, ParamSpec, TypeVar
+from weakref import WeakSet
 
 from .bodies import place
 from .errors import OptionError
@@ -142,6 +143,13 @@ class ThreadPool(Executor):
             if thread is not threading.current_thread():
                 thread.join(max(0.0, end - time.monotonic()))
 
+    def begin_in_child(self) -> None:
+        """In a forked child: the calls in the line are its parent's, also where a body that forked lends its place."""
+        self._calls.clear()
+        self._threads.clear()
+        self._idle = self._lent = 0
+        self._changed = threading.Condition(threading.Lock())
+
 
 def chosen_runner(run: Run) -> TaskRunner | None:
     """The runner that a run's task names, or a flow round it."""
@@ -160,6 +168,20 @@ def _without_pool(runner: object) -> dict[str, Any]:
     }
 
 
+#: Runners that have been made, for forked children.
+_runners: WeakSet[ThreadPoolTaskRunner | ProcessPoolTaskRunner] = WeakSet()
+
+
+def _begin_anew() -> None:
+    """In a forked child: the threads of all pools were left behind, and what is given to them would wait for ever."""
+    for runner in list(_runners):
+        runner.begin_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
+
+
 class ThreadPoolTaskRunner:
     """Runs bodies of submitted sync tasks in at most `max_workers` threads, started as they are needed."""
 
@@ -171,12 +193,14 @@ class ThreadPoolTaskRunner:
         self._max_workers = max_workers
         self._pool: ThreadPool | None = None
         self._lock = threading.Lock()
+        _runners.add(self)
 
     def __getstate__(self) -> dict[str, Any]:
         return _without_pool(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
+        _runners.add(self)
 
     def executor(self) -> ThreadPool:
         """The pool, made at first use."""
@@ -198,6 +222,13 @@ class ThreadPoolTaskRunner:
         if pool is not None:
             pool.shutdown(wait=False)
             pool.join(timeout)
+
+    def begin_in_child(self) -> None:
+        """In a forked child: the next use makes a pool."""
+        pool, self._pool = self._pool, None
+        self._lock = threading.Lock()
+        if pool is not None:
+            pool.begin_in_child()
 
 
 class ProcessPoolTaskRunner:
@@ -241,6 +272,7 @@ class ProcessPoolTaskRunner:
         self._pool: Any = None
         self._server: Any = None
         self._lock = threading.Lock()
+        _runners.add(self)
         Services.may_be_elsewhere = True
 
     def __getstate__(self) -> dict[str, Any]:
@@ -248,6 +280,7 @@ class ProcessPoolTaskRunner:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
+        _runners.add(self)
         Services.may_be_elsewhere = True
 
     def executor(self) -> Executor:
@@ -278,3 +311,13 @@ class ProcessPoolTaskRunner:
             pool.close(timeout)
         if server is not None:
             server.close()
+
+    def begin_in_child(self) -> None:
+        """In a forked child: the next use makes a pool. Workers and fork server are its parent's, and end with that."""
+        pool, self._pool = self._pool, None
+        server, self._server = self._server, None
+        self._lock = threading.Lock()
+        if pool is not None:
+            pool.begin_in_child()
+        if server is not None:
+            server.begin_in_child()

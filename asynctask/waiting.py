@@ -291,6 +291,7 @@ class Loop:
         await self._empty(seat)
 
     async def until_settled(self, run: Run) -> None:
+        loops.refuse_left_behind(run)
         waker = loops.here().waker()
         run.when_settled(waker.wake)
         try:

@@ -36,6 +36,9 @@ class Process(Protocol):
     def ended(self, timeout: float | None = None) -> str | None:
         """How it ended, for people, asked until it is told; None if it has not, within that many seconds."""
 
+    def begin_in_child(self) -> None:
+        """In a forked child, which holds it no longer."""
+
 
 class Spawned:
     """A new interpreter, which gets copies of some descriptors."""
@@ -66,6 +69,10 @@ class Spawned:
             return None
         os.close(self._held)
         return ending(code)
+
+    def begin_in_child(self) -> None:
+        os.close(self._held)
+        self._process.returncode = 0  # it is no child of this process, which is not to be warned of it
 
 
 class Worker:
@@ -147,6 +154,12 @@ class Worker:
             self.kill()
         self.progress.close()
         return how
+
+    def begin_in_child(self) -> None:
+        """In a forked child: what is held of it here would keep it from ending with its own process."""
+        os.close(self._bell)
+        self.wire.close()
+        self.process.begin_in_child()
 
 
 def interpreter(entry: str, *arguments: str) -> list[str]:

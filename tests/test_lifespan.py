@@ -6,7 +6,7 @@ from typing import Any
 
 import anyio
 import pytest
-from fastapi import FastAPI
+from fastapi import BackgroundTasks, FastAPI
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -162,3 +162,45 @@ def test_an_application_that_fails_to_start_leaves_nothing_behind(backend):
     with pytest.raises(RuntimeError, match="no database"), TestClient(app, backend=backend):
         pass
     assert not rt.is_entered
+
+
+@backends
+def test_frameworks_await_async_tasks_given_as_background_tasks_and_handlers_of_exceptions(backend):
+    done: list[int] = []
+
+    @task
+    async def later(x: int) -> None:
+        await anyio.sleep(0)
+        done.append(x)
+
+    @task
+    async def on_error(request: Request, error: Exception) -> JSONResponse:
+        return JSONResponse(str(error), 418)
+
+    async def answer(background: BackgroundTasks) -> str:
+        background.add_task(later, 1)
+        return "soon"
+
+    async def fails() -> str:
+        raise ValueError("no")
+
+    rt = Runtime(store=MemoryStore())
+    app = fastapi(rt.lifespan, {"/": answer, "/fails": fails})
+    app.add_exception_handler(ValueError, on_error)
+    with TestClient(app, backend=backend) as client:
+        assert client.get("/").json() == "soon"
+        assert done == [1]
+        answered = client.get("/fails")
+    assert (answered.status_code, answered.json()) == (418, "no")
+
+
+@backends
+def test_a_task_that_is_a_method_can_be_a_handler(backend):
+    class Shop:
+        @task
+        async def price(self, item: str) -> str:
+            return f"{item}: {len(item)}"
+
+    app = fastapi(Runtime(store=MemoryStore()).lifespan, {"/": Shop().price})
+    with TestClient(app, backend=backend) as client:
+        assert client.get("/?item=tea").json() == "tea: 3"

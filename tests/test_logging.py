@@ -98,6 +98,13 @@ def test_prints_go_to_the_log_of_the_run_and_not_to_the_terminal(log, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_record_of_a_print_names_the_line_that_printed(log):
+    printing("where")
+    (record,) = log.records
+    line = printing.fn.__code__.co_firstlineno + 2
+    assert (record.pathname, record.funcName, record.lineno) == (__file__, "printing", line)
+
+
 def test_a_print_into_a_file_is_left_alone(log):
     file = io.StringIO()
     printing("kept", file=file, end="")

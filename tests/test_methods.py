@@ -298,3 +298,31 @@ def test_an_abstract_task_stays_abstract() -> None:
 
     assert inspect.isabstract(Base)
     assert Done().work() == 1
+
+
+def test_the_signature_of_a_bound_task_is_that_of_a_bound_method() -> None:
+    account = Account("Ada")
+    for name in ("greet", "agreet", "letters", "inner_class", "outer_class"):
+        assert "self" not in inspect.signature(getattr(account, name)).parameters
+        assert "cls" not in inspect.signature(getattr(account, name)).parameters
+    assert list(inspect.signature(account.greet).parameters) == ["word"]
+    assert list(inspect.signature(account.inner_class).parameters) == ["x"]
+    assert list(inspect.signature(Account.greet).parameters) == ["self", "word"]
+    inspect.signature(Task)  # the class is not disturbed
+
+    class Any_:
+        @task
+        def all(*values: Any) -> None: ...
+
+    assert list(inspect.signature(Any_().all).parameters) == ["values"]
+
+
+def test_a_bound_task_is_equal_to_itself_each_time_it_is_looked_up() -> None:
+    ada, other = Account("Ada"), Account("Ada")
+    listeners = [ada.greet, other.greet]
+    listeners.remove(other.greet)
+    assert listeners == [ada.greet]
+    assert {ada.greet: 1}[ada.greet] == 1
+    assert ada.greet != ada.greet.with_options(retries=1)
+    assert ada.greet not in (Account.greet, ada.agreet, other.greet)
+    assert Account.greet == Account.greet != Account.greet.with_options(retries=1)

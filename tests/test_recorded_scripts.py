@@ -308,3 +308,30 @@ def test_a_forked_child_that_goes_on_inside_a_run_of_its_parent(program, recorde
     """)
     assert out == "child ends\n"
     assert recorded() == {"forks Completed": 1, "triple Completed": 3}
+
+
+def test_a_program_that_logs_at_debug_hears_of_its_own_use_of_aiosqlite_and_not_of_ours(program):
+    out = program("""
+        import aiosqlite, logging
+        from asynctask.scopes import close_default
+
+        class Counts(logging.Handler):
+            def emit(self, record):
+                heard.append(record.getMessage())
+                triple(1)  # which is written as well, and would be heard of, and so on
+
+        async def other():
+            async with aiosqlite.connect(":memory:") as connection:
+                await connection.execute("select 'theirs'")
+
+        heard = []
+        triple(1)
+        logging.getLogger("aiosqlite").addHandler(Counts())
+        logging.basicConfig(level=logging.DEBUG, handlers=[logging.NullHandler()])
+        triple(2)
+        close_default()
+        print(heard)
+        asyncio.run(other())
+        print(any("theirs" in text for text in heard))
+    """)
+    assert out == "[]\nTrue\n"

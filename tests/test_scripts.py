@@ -302,3 +302,257 @@ def test_a_forked_child_begins_anew_with_the_limits_as_they_were_set(script):
         """
     )
     assert (out, err) == (["1", "None 2", "1 [] ['Completed']", "0 3"], "")
+
+
+def test_runners_that_were_used_before_a_fork_have_threads_and_workers_of_their_own_in_the_child(script):
+    out, err = script(
+        """
+        import os, time, warnings
+        from asynctask import ProcessPoolTaskRunner, ThreadPoolTaskRunner, task
+
+        warnings.simplefilter("ignore", DeprecationWarning)
+
+        @task(task_runner=ThreadPoolTaskRunner(max_workers=1))
+        def on_thread(x):
+            return x
+
+        @task(task_runner=ProcessPoolTaskRunner(max_workers=1))
+        def spawned(x):
+            return x, os.getppid()
+
+        @task(task_runner=ProcessPoolTaskRunner(max_workers=1, start_method="forkserver"))
+        def forked(x):
+            return x
+
+        def work():
+            value, parent = spawned.submit(2).result(timeout=20)
+            print(on_thread.submit(1).result(timeout=20), value, parent == os.getpid(),
+                  forked.submit(3).result(timeout=20), flush=True)
+
+        if __name__ == "__main__":
+            for _ in range(2):
+                work()
+                child = os.fork()
+                if not child:
+                    work()
+                    break
+                assert os.waitpid(child, 0)[1] == 0
+            else:
+                work()
+        """
+    )
+    assert (out, err) == (["1 2 True 3"] * 5, "")
+
+
+def test_a_worker_ends_with_its_program_although_a_forked_child_of_that_lives_on(script):
+    out, err = script(
+        """
+        import os, time, warnings
+        from asynctask import ProcessPoolTaskRunner, task
+
+        warnings.simplefilter("ignore", DeprecationWarning)
+
+        @task(task_runner=ProcessPoolTaskRunner(max_workers=1))
+        def worker():
+            return os.getpid()
+
+        def is_there(pid):
+            try:
+                os.kill(pid, 0)
+            except ProcessLookupError:
+                return False
+            with open(f"/proc/{pid}/stat") as file:  # it may have ended, and wait for somebody to ask how
+                return file.read().rpartition(")")[2].split()[0] != "Z"
+
+        if __name__ == "__main__":
+            theirs, ours = os.pipe()
+            program = os.fork()
+            if not program:
+                pid = worker.submit().result(timeout=20)
+                if os.fork():
+                    os.kill(os.getpid(), 9)
+                while is_there(pid):
+                    time.sleep(0.01)
+                os.write(ours, b"gone")
+                os._exit(0)
+            os.waitpid(program, 0)
+            print(os.read(theirs, 4))
+        """
+    )
+    assert (out, err) == (["b'gone'"], "")
+
+
+def test_what_its_parent_has_submitted_does_not_run_in_a_forked_child(script):
+    out, err = script(
+        """
+        import os, threading, warnings
+        from asynctask import ThreadPoolTaskRunner, task
+
+        warnings.simplefilter("ignore", DeprecationWarning)
+        is_queued = threading.Event()
+        program = os.getpid()
+
+        one_thread = ThreadPoolTaskRunner(max_workers=1)
+
+        @task(task_runner=one_thread)
+        def forks():
+            is_queued.wait()
+            child = os.fork()
+            if child:
+                return os.waitpid(child, 0)[1]
+            work.submit().result(timeout=20)  # its thread waits, so that the pool may have another one
+            os._exit(0)
+
+        @task
+        async def work():
+            return 1
+
+        queued = task(lambda: print(os.getpid() == program, flush=True), task_runner=one_thread)
+        first, second = forks.submit(), queued.submit()
+        while not one_thread.executor()._calls:
+            pass
+        is_queued.set()
+        print(first.result(timeout=20), second.wait(timeout=20).name)
+        """
+    )
+    assert (out, err) == (["True", "0 Completed"], "")
+
+
+def test_a_run_of_the_parent_is_not_waited_for_in_a_forked_child(script):
+    out, _ = script(
+        """
+        import asyncio, os, threading, warnings
+        from asynctask import TaskFutureList, as_completed, task
+        from asynctask.errors import BlockingWaitError
+
+        warnings.simplefilter("ignore", DeprecationWarning)
+        go = threading.Event()
+
+        @task
+        def waits():
+            go.wait()
+            return 1
+
+        @task
+        def passed(x):
+            return x
+
+        async def awaited(what):
+            return await what()
+
+        over, future = passed.submit(0), waits.submit()
+        over.wait()
+        child = os.fork()
+        if child:
+            assert os.waitpid(child, 0)[1] == 0
+            go.set()
+            print(future.result(timeout=20))
+        else:
+            print(over.result())
+            for wait in (
+                lambda: future.result(),
+                lambda: future.wait(timeout=20),
+                lambda: list(as_completed([future])),
+                lambda: passed.submit(future).result(timeout=20),
+                lambda: asyncio.run(awaited(lambda: future)),
+                lambda: asyncio.run(awaited(lambda: TaskFutureList([future]))),
+            ):
+                try:
+                    print(wait())
+                except BlockingWaitError as error:
+                    print(str(error).partition("in the process")[2], flush=True)
+        """
+    )
+    why = " that this one was forked from, and ends there; wait for it there, or submit it here as well"
+    assert out == ["0", *[why] * 6, "1"]
+
+
+def test_an_exit_raised_in_a_done_callback_is_logged_and_everybody_else_is_told(script):
+    out, err = script(
+        """
+        import sys, threading
+        from asynctask import task
+
+        go = threading.Event()
+
+        @task
+        def work():
+            go.wait()
+            return 1
+
+        future = work.submit()
+        future.add_done_callback(lambda future: sys.exit(3))
+        future.add_done_callback(lambda future: print("told"))
+        go.set()
+        print(future.result(timeout=20), work.submit().result(timeout=20))
+        """
+    )
+    assert sorted(out) == ["1 1", "told"]
+    assert "Callback" in err
+    assert "SystemExit: 3" in err
+
+
+def test_an_exit_in_a_task_of_asyncios_own_ends_the_loop_in_a_thread_and_the_next_run_gets_another(script):
+    out, _ = script(
+        """
+        import asyncio, os, sys, threading
+        from asynctask import task
+
+        def say(text):  # in one piece, from whatever thread
+            os.write(1, f"{text}\\n".encode())
+
+        threading.excepthook = lambda args: say(args.exc_type.__name__)
+
+        @task
+        async def exits():
+            async def inner():
+                sys.exit(3)
+            await asyncio.create_task(inner())
+
+        @task
+        async def work():
+            return 1
+
+        loop_thread = []
+
+        @task
+        async def where():
+            loop_thread.append(threading.current_thread())
+
+        where.submit().result(timeout=20)
+        say(exits.submit().wait(timeout=20).name)
+        loop_thread[0].join()
+        say(work.submit().result(timeout=20))
+        """
+    )
+    assert sorted(out) == ["1", "Crashed", "SystemExit"]
+
+
+def test_a_run_whose_loop_was_closed_under_it_is_not_waited_for(script):
+    out, _ = script(
+        """
+        import asyncio
+        from asynctask import task
+        from asynctask.errors import BlockingWaitError
+
+        @task
+        async def work():
+            await asyncio.sleep(30)
+
+        async def start():
+            return work.submit()
+
+        async def awaited(future):
+            await future
+
+        loop = asyncio.new_event_loop()
+        future = loop.run_until_complete(start())
+        loop.close()
+        for wait in (future.result, future.wait, lambda: asyncio.run(awaited(future))):
+            try:
+                wait()
+            except BlockingWaitError as error:
+                print(str(error).partition(";")[0].partition("will")[2])
+        """
+    )
+    assert out == [" never end: its event loop was closed under it"] * 3

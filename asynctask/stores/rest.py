@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import sqlite3
 import threading
@@ -26,6 +27,20 @@ _change = threading.Condition(threading.Lock())
 _workers = 0
 _is_forking = False
 _connections: weakref.WeakSet[aiosqlite.Connection] = weakref.WeakSet()
+
+THREAD_NAME = "asynctask-sqlite"
+
+
+def _is_of_others(record: logging.LogRecord) -> bool:
+    """Whether what aiosqlite logs is of the program's own use of it.
+
+    Of ours it would be two lines a statement, with all that is written, in every program that logs at DEBUG; and a
+    handler that calls a task would never come to an end.
+    """
+    return threading.current_thread().name != THREAD_NAME
+
+
+logging.getLogger("aiosqlite").addFilter(_is_of_others)
 
 
 class at_work:
@@ -57,6 +72,7 @@ async def connected(path: str) -> aiosqlite.Connection:
     thread = connection._thread  # pyright: ignore[reportPrivateUsage]
     # Else the interpreter, ending, would wait for this thread before we are told that it ends.
     thread.daemon = True
+    thread.name = THREAD_NAME
     try:
         await connection
     except sqlite3.Error:
