@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import warnings
 from collections.abc import Generator, Iterable
 from contextlib import nullcontext
 from types import TracebackType
@@ -191,8 +192,21 @@ class rate_limit(_Limited):
     log and limits nothing.
     """
 
+    _is_used = True  # until there is something to use: `__init__` may raise
+
     def __init__(self, names: str | Iterable[str], occupy: int = 1) -> None:
         super().__init__(names, occupy)
+        self._is_used = False
+
+    def __del__(self) -> None:
+        # Elsewhere this is a function that blocks; a bare call here would let everything through, and say nothing.
+        if not self._is_used:
+            warnings.warn(
+                f"{self._what} was never entered or awaited, so it has limited nothing: write `with rate_limit(...):` "
+                f"in plain code, `await rate_limit(...)` in async code",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def _check(self, limits: Limits) -> None:
         for name in self._names:
@@ -205,6 +219,7 @@ class rate_limit(_Limited):
                 )
 
     async def _pass(self, port: Port) -> None:
+        self._is_used = True
         limits, slots = await self._taken(port, None, False)
         if slots is not None:
             limits.forget(slots)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import typing
 from collections.abc import Callable, Coroutine, Iterator
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Never, ParamSpec, Self, TypeVar, Unpack, cast, overload
 
 import msgspec
 
@@ -241,6 +241,9 @@ def _by_pydantic(value: Any, annotation: Any) -> Any:
 
 
 # A coroutine is also a plain value, so the overloads overlap on purpose: the first one that fits is the right one.
+# `Never` is for functions that return Any; see `tasks`.
+@overload
+def flow(fn: Callable[P, Never], /) -> Flow[P, Any]: ...  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
 @overload
 def flow(fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncFlow[P, R]: ...  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
 @overload
@@ -263,6 +266,8 @@ class FlowDecorator:
     def __init__(self, options: dict[str, Any]) -> None:
         self._options = options
 
+    @overload
+    def __call__(self, fn: Callable[P, Never], /) -> Flow[P, Any]: ...  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
     @overload
     def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncFlow[P, R]: ...  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
     @overload

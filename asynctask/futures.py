@@ -23,13 +23,14 @@ from .states import COMPLETED, State
 from .waiting import logger
 
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)  # a future only gives: one of a list of futures may give an int, the next a str
 
 _NO_TIMEOUT = nullcontext()
 _AWAIT_ALL = "write `await futures` (or `await futures.wait_async()`) instead"
 _AWAIT = "write `await future` (or `await future.wait_async()`) instead"
 
 
-class TaskFuture(Handle, Generic[R], eq=False):
+class TaskFuture(Handle, Generic[R_co], eq=False):
     """A run that was submitted. Safe to use from any thread, and to wait for from both event loops.
 
     Dropping it does not stop the run. `await future` gives the run's value or raises its exception; that the waiter
@@ -61,7 +62,7 @@ class TaskFuture(Handle, Generic[R], eq=False):
         """Ask the run, and every run started inside it, to stop. False if it is already over."""
         return stop(self.run, reason)
 
-    def add_done_callback(self, fn: Callable[[TaskFuture[R]], object]) -> None:
+    def add_done_callback(self, fn: Callable[[TaskFuture[R_co]], object]) -> None:
         """Call `fn(future)` when the run is over, at once if it is; in whichever thread ends the run."""
 
         def call() -> None:
@@ -72,7 +73,7 @@ class TaskFuture(Handle, Generic[R], eq=False):
 
         self.run.when_settled(call)
 
-    def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> R:
+    def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> R_co:
         """The run's value, blocking this thread until it is there, at most `timeout` seconds.
 
         Raises the run's exception (or returns it, with `raise_on_failure=False`), `TimeoutError` when the time is
@@ -94,7 +95,7 @@ class TaskFuture(Handle, Generic[R], eq=False):
                     return None
         return run.state
 
-    async def result_async(self, timeout: float | None = None, raise_on_failure: bool = True) -> R:
+    async def result_async(self, timeout: float | None = None, raise_on_failure: bool = True) -> R_co:
         """The run's value, awaited at most `timeout` seconds; raises as `result` does."""
         if await self.wait_async(timeout) is None:
             raise TimeoutError(f"run {self.run.name!r} is still {self.run.state_name} after {timeout:g} s")
@@ -122,7 +123,7 @@ class TaskFuture(Handle, Generic[R], eq=False):
             finally:
                 run.forget(waker.wake)
 
-    def __await__(self) -> Generator[Any, Any, R]:
+    def __await__(self) -> Generator[Any, Any, R_co]:
         run = self.run
         if not run.is_settled:
             yield from self._settled(run).__await__()
@@ -324,14 +325,14 @@ def _checked(what: str, futures: Iterable[TaskFuture[R]]) -> list[TaskFuture[R]]
     return several
 
 
-class DoneAndNotDone(NamedTuple):
+class DoneAndNotDone(NamedTuple, Generic[R]):
     """What `wait` gives: the futures that are over, and those that are not."""
 
-    done: set[TaskFuture[Any]]
-    not_done: set[TaskFuture[Any]]
+    done: set[TaskFuture[R]]
+    not_done: set[TaskFuture[R]]
 
 
-def wait(futures: Iterable[TaskFuture[Any]], timeout: float | None = None) -> DoneAndNotDone:
+def wait(futures: Iterable[TaskFuture[R]], timeout: float | None = None) -> DoneAndNotDone[R]:
     """Block this thread until all are over or `timeout` seconds are up; never raises for a failed run."""
     if timeout is not None and timeout < 0:
         raise ValueError(f"timeout must not be negative, not {timeout!r}")

@@ -17,7 +17,7 @@ from collections.abc import (
     Iterator,
 )
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Never, ParamSpec, TypeVar, Unpack, cast, overload
 
 from .blocking import drive
 from .bodies import GENERATORS
@@ -204,6 +204,9 @@ NEED_CARE.add(GeneratorRun)
 
 
 # A coroutine or generator is also a plain value, so the overloads overlap on purpose: the first that fits is right.
+# `Never` is for functions that return Any, which would fit a coroutine as well: to pyright, they were async tasks.
+@overload
+def task(fn: Callable[P, Never], /) -> Task[P, Any]: ...  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
 @overload
 def task(fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
 @overload
@@ -234,6 +237,8 @@ class TaskDecorator:
             options = {**options, "tags": list(tags)}  # pyright: ignore[reportUnknownArgumentType]
         self._options = options
 
+    @overload
+    def __call__(self, fn: Callable[P, Never], /) -> Task[P, Any]: ...  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
     @overload
     def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
     @overload

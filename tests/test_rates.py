@@ -223,6 +223,25 @@ def test_what_makes_no_sense_is_refused_when_it_is_written(options):
         rate_limit(**options)
 
 
+def test_a_bare_call_limits_nothing_and_a_warning_says_so():
+    with pytest.warns(
+        RuntimeWarning, match=r"rate_limit\('api'\) was never entered or awaited.*write `with rate_limit"
+    ):
+        rate_limit("api")
+
+
+async def test_one_that_was_used_in_any_form_is_dropped_without_a_warning(recwarn: pytest.WarningsRecorder):
+    with virtual(api=(9, 5.0)) as (_, runtime):
+        async with runtime:
+            await rate_limit("api")
+            async with rate_limit("api"):
+                pass
+            await anyio.to_thread.run_sync(rate_limit("api").__enter__)
+    with pytest.raises(OptionError):
+        rate_limit([])
+    assert not recwarn.list
+
+
 async def test_a_with_block_on_an_event_loop_says_what_to_write_where_it_would_block_it():
     async with Runtime(store=MemoryStore()) as rt:
         rt.limits.set("api", 1, decay=0.001)

@@ -42,6 +42,16 @@ async def optioned_async(number: int) -> TaskFuture[str]:
     return fetched.submit(number)
 
 
+@flow
+def loaded(text: str) -> Any:
+    return text
+
+
+@flow(retries=1)
+def loaded_again(text: str) -> Any:
+    return text
+
+
 def halved(number: int, /) -> float:
     return number / 2
 
@@ -63,6 +73,7 @@ async def decorated() -> None:
 
 async def called() -> None:
     assert_type(plain(1, text="a"), float)
+    print(loaded("a")["key"], loaded_again("a")["key"])  # what may be anything is not awaited
     await assert_type(coloured(1), Coroutine[Any, Any, float])
     assert_type(await coloured(number=1), float)
     assert_type(optioned(1), bytes)

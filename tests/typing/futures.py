@@ -63,8 +63,18 @@ async def several(futures: TaskFutureList[str]) -> None:
     async for future in as_completed([plain.submit(1), coloured.submit(2)], timeout=3):
         assert_type(await future, str)
     done, not_done = wait(futures, timeout=1)
-    assert_type(done, set[TaskFuture[Any]])
-    assert_type(not_done, set[TaskFuture[Any]])
+    assert_type(done, set[TaskFuture[str]])
+    assert_type(not_done, set[TaskFuture[str]])
+    assert_type(wait([plain.submit(1)]).done, set[TaskFuture[str]])
+
+
+def of_several_tasks(number: TaskFuture[int], text: TaskFuture[str]) -> None:
+    """Futures of different tasks are waited for together, and stand where one of something wider is asked for."""
+    for future in as_completed([number, text]):
+        print(future.result())
+    print(wait([number, text]).not_done, wait({number: "a", text: "b"}).done, wait((number, text), timeout=1))
+    wider: TaskFuture[int | str] = number
+    print(wider)
 
 
 def of_a_state(state: State) -> None:

@@ -3,7 +3,7 @@
 `submit` and `map` take futures in the place of any value, so their arguments are not checked here but at the call.
 """
 
-from typing import Any
+from typing import Any, TypeVar, assert_type
 
 from asynctask import Runtime, State, TaskFuture, as_completed, flow, get_client, task
 from asynctask.states import Completed
@@ -88,3 +88,25 @@ def right_but_refused() -> None:
     """
     plain(1, return_state=True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     plain(1, wait_for=[])  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+T = TypeVar("T")
+
+
+class Desk:
+    @classmethod
+    @task
+    def made(cls, number: int) -> str:
+        return str(number)
+
+
+@task
+def same(value: T) -> T:
+    return value
+
+
+def right_but_refused_by_the_checkers() -> None:
+    """What they cannot tell apart: `cls` and `self`, when the class is asked; to mypy, a T and a coroutine."""
+    Desk.made(1)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
+    assert_type(Desk().made(1), str)
+    same(1)  # type: ignore[arg-type]

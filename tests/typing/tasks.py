@@ -1,5 +1,6 @@
 """What an editor shows for tasks made of functions: decorating, calling, submitting, mapping, streaming."""
 
+import json
 from collections.abc import AsyncGenerator, Coroutine, Generator
 from datetime import timedelta
 from typing import Any, assert_type
@@ -75,6 +76,21 @@ async def optioned_async_steps(number: int) -> AsyncGenerator[str, None]:
     yield str(number)
 
 
+@task
+def loaded(text: str) -> Any:
+    return json.loads(text)
+
+
+@task(retries=1)
+def loaded_again(text: str) -> Any:
+    return json.loads(text)
+
+
+@task
+async def loaded_later(text: str) -> Any:
+    return json.loads(text)
+
+
 def doubled(number: int, /) -> int:
     return number * 2
 
@@ -106,6 +122,17 @@ async def called() -> None:
     assert_type(await coloured(1, text="a"), float)
     assert_type(optioned(1), bytes)
     assert_type(await optioned_async(1), bytes)
+
+
+async def called_for_any() -> None:
+    """A function that returns Any is as sync as it says, though Any might be a coroutine: what it gives is not awaited.
+
+    mypy shows Any for all of it, so what is said here is that neither checker sees an error.
+    """
+    print(loaded("{}")["key"], loaded_again("{}")["key"])
+    loaded("{}")
+    assert_type(loaded("{}"), Any)
+    await loaded_later("{}")
 
 
 async def generated() -> None:
