@@ -11,7 +11,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import anyio
 
@@ -74,11 +74,7 @@ class Arrivals:
 
         Raises `BlockingWaitError` on the event loop of one of them, which says what to do `instead`.
         """
-        if not self.is_enough and not self._is_checked:
-            self._is_checked = True  # once is enough: no run moves to another loop
-            for run in list(self._registered):
-                loops.refuse_left_behind(run)
-                refuse_to_hang(run, instead)
+        self._check(instead)
         while not self.is_enough:
             ready = threading.Event()
             self._wake = ready.set
@@ -90,10 +86,7 @@ class Arrivals:
 
     async def wait(self, end: float | None) -> bool:
         """The same on an event loop."""
-        if not self.is_enough and not self._is_checked:
-            self._is_checked = True
-            for run in list(self._registered):
-                loops.refuse_left_behind(run)
+        self._check(None)
         while not self.is_enough:
             waker = loops.here().waker()
             self._wake = waker.wake
@@ -108,6 +101,19 @@ class Arrivals:
             if scope.cancelled_caught:
                 break
         return self.is_enough
+
+    def _check(self, instead: str | None) -> None:
+        """Raise `BlockingWaitError` if one of them never ends, or, with `instead`, not while this thread is blocked."""
+        if self.is_enough or self._is_checked:
+            return
+        self._is_checked = True  # once is enough: no run moves to another loop
+        home: Any = None
+        for run in list(self._registered):
+            if run.home is not home:  # as a rule all have the same
+                home = run.home
+                loops.refuse_left_behind(run)
+                if instead is not None:
+                    refuse_to_hang(run, instead)
 
     def forget(self) -> None:
         """Nobody waits any more."""

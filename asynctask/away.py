@@ -53,7 +53,7 @@ GATHER = 0.005
 class ToldValues(Yielded):
     """The values of a generator, each of which home hears of."""
 
-    __slots__ = ("_count", "_is_over", "_lock", "_tell", "_timer")
+    __slots__ = ("_count", "_lock", "_tell", "_timer")
 
     def __init__(self, tell: Tell) -> None:
         super().__init__()
@@ -61,36 +61,27 @@ class ToldValues(Yielded):
         #: How many were told; what tells the others.
         self._count = 0
         self._timer: threading.Timer | None = None
-        self._is_over = False
         self._lock = threading.Lock()
 
     def add(self, value: Any) -> None:
         with self._lock:
             super().add(value)
-            if self._timer is None and not self._is_over:
-                self._timer = threading.Timer(GATHER, self._send)
+            if self._timer is None:
+                self._timer = threading.Timer(GATHER, self.tell)
                 self._timer.daemon = True
                 self._timer.start()
 
-    def close(self) -> None:
-        """The body is over, and nothing may be told after its result."""
-        self._send()
+    def tell(self) -> None:
+        """Tell what is new; also once the body is over, so that nothing is left to be told after its result."""
         with self._lock:
-            self._is_over = True
-            if self._timer is not None:
-                self._timer.cancel()
-
-    def _send(self) -> None:
-        with self._lock:
-            new = self.values[self._count :]
             self._timer = None
-            if self._is_over or not new:
+            place, self._count = self._count, len(self.values)
+            if place == self._count:
                 return
             try:
-                self._tell([YIELDED, self._count, new])
+                self._tell([YIELDED, place, self.values[place:]])
             except Exception:  # deliberate: nobody is there any more, or one cannot be pickled, as the result will say
-                self._is_over = True
-            self._count += len(new)
+                return
 
 
 class Stop:
@@ -340,7 +331,7 @@ class _Bodies:
         finally:
             current_run.reset(token)
             if isinstance(run.yielded, ToldValues):
-                run.yielded.close()
+                run.yielded.tell()
             if outbox is not None:
                 outbox.stand_in = None
                 outbox.flush()

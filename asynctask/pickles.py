@@ -48,10 +48,14 @@ def fill(made: Any, kept: tuple[str, str, Callable[[Any, Any], Any], Any]) -> No
 
 
 def reduced_error(error: BaseException) -> Any:
-    """How to make an exception anew, for a pickle, if its class has an `__init__` and no way of its own (rule 3)."""
+    """How to make an exception anew, for a pickle, if its class has an `__init__` and no way of its own (rule 3).
+
+    Nor slots, which Python does not keep: its `__init__` may set them again.
+    """
     kind = type(error)
     is_plain = isinstance(kind.__reduce__, types.MethodDescriptorType) and kind.__reduce_ex__ is object.__reduce_ex__
-    if not is_plain or not isinstance(kind.__init__, types.FunctionType):
+    has_slots = any(vars(base).get("__slots__") for base in kind.__mro__)
+    if not is_plain or has_slots or not isinstance(kind.__init__, types.FunctionType):
         return NotImplemented
     reduced: Any = error.__reduce__()
     return error_made, (kind, reduced[1]), *reduced[2:]

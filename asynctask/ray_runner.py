@@ -42,7 +42,7 @@ from .clusters import (
 )
 from .errors import OptionError, WorkerLostError
 from .loops import EventLoop, here
-from .parcels import deliver, dumps, loads
+from .parcels import YIELDED, deliver, dumps, loads
 from .redact import shown, text_of
 from .wires import Sealed
 
@@ -261,6 +261,8 @@ class Mail:
         self._lock = threading.Lock()
 
     def tell(self, values: list[Any]) -> None:
+        if values[0] == YIELDED:  # home hears of it no sooner than of the result, which has it too
+            return
         with self._lock:
             self.told.append(values)
             if self._timer is None and not self._is_over:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from testkit import running
+
 
 @pytest.fixture
 def script(tmp_path: Path):
@@ -86,7 +88,7 @@ def test_a_script_that_is_interrupted_cancels_the_work_it_submitted_and_ends_at_
 
         work.submit().result()
         """
-    with subprocess.Popen(
+    with running(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(text)],
         env={**os.environ, "ASYNCTASK_SHUTDOWN_TIMEOUT": "600"},
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -94,10 +96,7 @@ def test_a_script_that_is_interrupted_cancels_the_work_it_submitted_and_ends_at_
         assert child.stdout is not None
         assert child.stdout.readline() == "begins\n"
         child.send_signal(signal.SIGINT)
-        try:
-            _, err = child.communicate(timeout=30)
-        finally:
-            child.kill()
+        _, err = child.communicate(timeout=30)
     assert child.returncode == -signal.SIGINT
     assert err.splitlines()[-1] == "KeyboardInterrupt"
 
@@ -482,12 +481,13 @@ def test_an_exit_raised_in_a_done_callback_is_logged_and_everybody_else_is_told(
 
         future = work.submit()
         future.add_done_callback(lambda future: sys.exit(3))
-        future.add_done_callback(lambda future: print("told"))
+        told = threading.Event()
+        future.add_done_callback(lambda future: told.set())
         go.set()
-        print(future.result(timeout=20), work.submit().result(timeout=20))
+        print(future.result(timeout=20), told.wait(20), work.submit().result(timeout=20))
         """
     )
-    assert sorted(out) == ["1 1", "told"]
+    assert out == ["1 True 1"]
     assert "Callback" in err
     assert "SystemExit: 3" in err
 

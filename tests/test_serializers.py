@@ -283,6 +283,14 @@ class Undecodable(UnicodeDecodeError):
         super().__init__("utf-8", data, 0, len(data), "invalid")
 
 
+class Slotted(Exception):
+    __slots__ = ("code",)
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
 class ReduceRaises(Exception):
     def __reduce__(self) -> Any:
         raise RuntimeError("cannot be reduced")
@@ -433,6 +441,12 @@ def test_an_ordinary_error_comes_back_as_itself(error: Exception) -> None:
     assert str(again) == str(error)
     assert again.__notes__ == ["a note"]
     assert vars(again) == vars(error)
+
+
+def test_what_an_error_keeps_in_slots_is_there_again() -> None:
+    again = back(Slotted(7))
+    assert isinstance(again, Slotted)
+    assert again.code == 7
 
 
 def test_a_local_error_that_can_be_pickled_comes_back_with_its_bases() -> None:
