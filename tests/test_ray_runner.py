@@ -70,6 +70,19 @@ async def test_a_body_that_is_short_as_a_rule_but_does_not_let_itself_be_interru
         assert await give.map(range(8)) == list(range(8))
 
 
+@task
+def lastly(value: Any) -> Iterator[Any]:
+    yield 1
+    yield threading.Lock() if value is None else value
+
+
+async def test_the_values_of_a_generator_come_with_its_result_and_one_that_cannot_is_refused_by_its_name(runner):
+    async with on(runner):
+        assert [value async for value in lastly.submit(2)] == [1, 2]
+        with pytest.raises(TypeError, match="the result, of type list, cannot be sent home"):
+            await lastly.submit(None)
+
+
 async def test_calls_that_are_given_up_as_they_end_leave_their_workers_to_the_others(runner, monkeypatch):
     monkeypatch.setattr(ray_runner, "SHORT_SECONDS", 60)  # also on a machine that has much else to do
     monkeypatch.setattr(ray_runner, "END_SECONDS", 60)
